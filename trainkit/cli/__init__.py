@@ -1,0 +1,1 @@
+"""Parse words, call one workflow function, show the result: one file per command."""

@@ -1,0 +1,1 @@
+"""Which examples, in what form, under which name."""

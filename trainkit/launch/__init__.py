@@ -1,0 +1,1 @@
+"""A command in, an exit code out."""

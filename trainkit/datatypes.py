@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -132,3 +132,41 @@ class Checkpoint:
     def complete(self) -> bool:
         """Whether a trainer can resume from it."""
         return not self.missing
+
+
+# A training row as a line of JSON, with what selects it: (type, judge, task, split group, row), for example
+# ("clip", "deepseek-chat", "qa_0", b"qa_0", b'{"conversations":[...]}\n'). A plain tuple, as there is one for each row.
+Example = tuple[str, str, str, bytes, bytes]
+
+
+class PartKey(NamedTuple):
+    """Which rows are in one file of a data set; `task` is None where tasks are not kept apart.
+
+    `PartKey("train", "clip", "deepseek-chat", "webshaper_qa_0")`
+    """
+
+    side: str
+    kind: str
+    judge: str
+    task: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One file of a data set: `Part("clip__deepseek_chat.jsonl", key, num_rows=9123, num_bytes=50123456)`."""
+
+    file_name: str
+    key: PartKey
+    num_rows: int
+    num_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Reject:
+    """A row that was left out: `Reject("finetune.jsonl", 17, "empty turn", "turn 2 (gpt) is empty", b"{...}")`."""
+
+    file: str
+    line: int
+    reason: str
+    detail: str
+    row: bytes

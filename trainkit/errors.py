@@ -10,6 +10,8 @@ Every error that a user can meet is one of these; anything else that escapes is 
     ├── UsageProblem            exit 2   the command line itself
     ├── TrainerFailed           the trainer's own exit code
     └── Interrupted             exit 130 Ctrl-C (143 for SIGTERM)
+
+`Rejected` stands apart: it speaks of one row of data and never ends a command.
 """
 
 from __future__ import annotations
@@ -37,6 +39,13 @@ class TrainkitError(Exception):
         self.message = message
         self.hint = hint
 
+    def __reduce__(self) -> tuple[object, ...]:
+        """Keep every field when a worker process hands the error to its parent."""
+        return (type(self), self._fields())
+
+    def _fields(self) -> tuple[object, ...]:
+        return (self.message, self.hint)
+
 
 class InputError(TrainkitError):
     """A data file that is missing, unreadable or not what it should be."""
@@ -63,6 +72,9 @@ class ProblemsFound(TrainkitError):
         super().__init__(message, hint)
         self.problems = tuple(problems)
 
+    def _fields(self) -> tuple[object, ...]:
+        return (self.message, self.problems, self.hint)
+
 
 class TrainerFailed(TrainkitError):
     """A trainer ended with a failure; the exit code is the trainer's own."""
@@ -71,10 +83,29 @@ class TrainerFailed(TrainkitError):
         super().__init__(message, hint)
         self.exit_code = exit_code
 
+    def _fields(self) -> tuple[object, ...]:
+        return (self.message, self.exit_code, self.hint)
+
 
 class Interrupted(TrainkitError):
     """The user or the system asked to stop; the child was told and has ended."""
 
     def __init__(self, message: str, signal_number: int) -> None:
         super().__init__(message)
+        self.signal_number = signal_number
         self.exit_code = 128 + signal_number
+
+    def _fields(self) -> tuple[object, ...]:
+        return (self.message, self.signal_number)
+
+
+class Rejected(Exception):
+    """A row that cannot become a training example: an answer about the row, counted and written down by its reason.
+
+    `Rejected("empty turn", "turn 2 (gpt) is empty")`
+    """
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(detail)
+        self.reason = reason
+        self.detail = detail

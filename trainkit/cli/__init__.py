@@ -1,1 +1,41 @@
-"""Parse words, call one workflow function, show the result: one file per command."""
+"""Parse words, call one workflow function, show the result: one file per command.
+
+`main` is the one place where errors become exit codes.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from trainkit.cli.output import Output
+from trainkit.errors import TrainkitError
+
+
+def main(args: list[str] | None = None) -> int:
+    """Run the command line; return the exit code.
+
+    0 done; 1 a problem in the input or environment, explained; 2 wrong usage; the trainer's own code when it fails;
+    130 on Ctrl-C. A bug keeps its traceback.
+    """
+    from trainkit.cli.app import app
+
+    words = sys.argv[1:] if args is None else args
+    try:
+        app(args=words, prog_name="trainkit")
+    except TrainkitError as error:
+        Output(as_json="--json" in words).error(error)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print_interrupted()
+        return 130
+    except BrokenPipeError:
+        # The reader of our output has gone (as in `trainkit ... | head`); Python would complain once more at exit.
+        sys.stdout = None  # type: ignore[assignment]
+        return 141
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else 0 if end.code is None else 1
+    return 0
+
+
+def print_interrupted() -> None:
+    Output().say("interrupted")

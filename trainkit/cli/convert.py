@@ -1,0 +1,149 @@
+"""`trainkit convert`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from trainkit.cli.options import AsJson, parse_share, parse_where, split_words
+from trainkit.cli.output import Output
+from trainkit.errors import UsageProblem
+
+if TYPE_CHECKING:
+    from trainkit.workflow.convert import ConvertOptions, ConvertResult
+
+Words = list[str]
+
+
+def convert(
+    inputs: Annotated[
+        list[Path] | None,
+        typer.Argument(
+            help="Evaluations: JSONL or a JSON array, also .gz and .zst; - is standard input.", metavar="INPUT..."
+        ),
+    ] = None,
+    input_option: Annotated[list[Path] | None, typer.Option("--input", "-i", help="The same as INPUT.")] = None,
+    output_dir: Annotated[Path, typer.Option("--output-dir", "-o", help="Folder of dataset_info.json.")] = Path("data"),
+    evaluation_types: Annotated[Words | None, typer.Option(help="Only these types, such as clip,final.")] = None,
+    model_names: Annotated[Words | None, typer.Option(help="Only these judges.")] = None,
+    task_ids: Annotated[Words | None, typer.Option(help="Only these tasks.")] = None,
+    where: Annotated[Words | None, typer.Option(help="Only rows whose metadata has key=value.")] = None,
+    name: Annotated[str | None, typer.Option(help="Name of one data set in place of the variants.")] = None,
+    metadata: Annotated[
+        str, typer.Option(help="What the prompt carries: of type,model,task,category; or all, none.")
+    ] = "type,category",
+    no_metadata: Annotated[bool, typer.Option("--no-metadata", help="The same as --metadata none.")] = False,
+    by_task: Annotated[
+        str, typer.Option(help="A variant for each task while there are at most so many; all; none.")
+    ] = "20",
+    split_eval: Annotated[bool, typer.Option("--split-eval", help="Keep rows apart for evaluation.")] = False,
+    eval_ratio: Annotated[float, typer.Option(help="Share of the groups kept for evaluation.")] = 0.15,
+    min_samples: Annotated[int, typer.Option(help="A variant with fewer rows gets no eval entry.")] = 5,
+    seed: Annotated[int, typer.Option(help="Seed of the split.")] = 42,
+    group_by: Annotated[str, typer.Option(help="Metadata key whose rows stay on one side of the split.")] = "task_id",
+    split: Annotated[str, typer.Option(help="groups keeps a group on one side; rows does not.")] = "groups",
+    max_rejects: Annotated[str, typer.Option(help="Largest share of unusable rows to go on with.")] = "1%",
+    jobs: Annotated[int | None, typer.Option("--jobs", "-j", help="Processes at most; all cores unless given.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Count, write nothing.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Turn evaluations of agent runs into a registered data set with its variants.
+
+    Example: trainkit convert finetune.jsonl --split-eval
+    """
+    from trainkit.sources.evaluations import parse_form
+    from trainkit.workflow.convert import ConvertOptions, convert as run
+
+    filters = parse_where(where or [])
+    named = {"evaluation_type": evaluation_types, "model_name": model_names, "task_id": task_ids}
+    filters |= {key: split_words(values) for key, values in named.items() if values}
+    options = ConvertOptions(
+        filters=filters,
+        name=check_name(name),
+        form=parse_form("none" if no_metadata else metadata),
+        by_task=parse_by_task(by_task),
+        eval_ratio=eval_ratio if split_eval else 0.0,
+        min_samples=min_samples,
+        seed=seed,
+        group_by=parse_split(split, group_by),
+        max_rejects=parse_share(max_rejects, "--max-rejects"),
+        jobs=jobs or available_cores(),
+        dry_run=dry_run,
+    )
+    output = Output(as_json=as_json)
+    with output.progress("converting") as on_progress:
+        result = run(
+            [*(inputs or []), *(input_option or [])] or [Path("finetune.jsonl")], output_dir, options, on_progress
+        )
+    show(output, result, options, output_dir)
+
+
+def available_cores() -> int:
+    """Return how many cores this process may use."""
+    import os
+
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def check_name(name: str | None) -> str | None:
+    """Return the name; one that a registry, a file system or LLaMA-Factory's comma list cannot hold is refused."""
+    from trainkit.dataset.select import clean_name
+
+    if name is not None and clean_name(name) != name.replace("-", "_"):
+        raise UsageProblem(f"--name {name}: use letters, digits, _ and -", f"for example {clean_name(name)}")
+    return name
+
+
+def parse_by_task(words: str) -> int:
+    """Return the largest number of tasks that get a variant each."""
+    if words == "all":
+        return 1 << 62
+    if words == "none":
+        return 0
+    if words.isdecimal():
+        return int(words)
+    raise UsageProblem(f"--by-task {words}: must be a number, all or none")
+
+
+def parse_split(split: str, group_by: str) -> str | None:
+    """Return the metadata key that groups the rows for the split; None for row by row."""
+    if split not in ("groups", "rows"):
+        raise UsageProblem(f"--split {split}: must be groups or rows")
+    return group_by if split == "groups" else None
+
+
+def show(output: Output, result: ConvertResult, options: ConvertOptions, output_dir: Path) -> None:
+    """Print the variants and what was left out."""
+    output.table(("data set", "rows"), [(variant.name, f"{variant.num_rows:,}") for variant in result.variants])
+    for note in result.notes:
+        output.say(f"note: {note}")
+    if result.num_filtered:
+        output.say(f"{result.num_filtered:,} rows left out by the filters")
+    if result.num_rejected:
+        reasons = ", ".join(f"{count:,} {reason}" for reason, count in result.reasons.items())
+        place = f"; see {result.rejected_file}" if result.rejected_file else ""
+        output.say(f"{result.num_rejected:,} rows rejected: {reasons}{place}")
+    form = ", ".join(options.form) or "nothing"
+    written = f"written to {result.folder}, registered in {output_dir / 'dataset_info.json'}"
+    output.say(
+        f"{result.num_rows:,} rows {written if result.folder else 'counted, nothing written'}; prompts carry {form}"
+    )
+    output.json(as_json(result, options))
+
+
+def as_json(result: ConvertResult, options: ConvertOptions) -> dict[str, Any]:
+    """Return the report for machines."""
+    return {
+        "ok": True,
+        "folder": result.folder,
+        "rows": result.num_rows,
+        "filtered": result.num_filtered,
+        "rejected": result.num_rejected,
+        "reasons": result.reasons,
+        "rejected_file": result.rejected_file,
+        "metadata": list(options.form),
+        "variants": {variant.name: {"rows": variant.num_rows, "side": variant.side} for variant in result.variants},
+        "notes": result.notes,
+    }

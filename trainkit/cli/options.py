@@ -1,0 +1,38 @@
+"""Options that several commands share, and the small parsers for their words."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from trainkit.errors import UsageProblem
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+AsJson = Annotated[bool, typer.Option("--json", help="Report as one JSON document on stdout.")]
+
+
+def split_words(values: Iterable[str]) -> frozenset[str]:
+    """Return the values of a repeatable, comma-separated option."""
+    return frozenset(word.strip() for value in values for word in value.split(",") if word.strip())
+
+
+def parse_where(conditions: Iterable[str]) -> dict[str, frozenset[str]]:
+    """Return metadata key -> wanted values from `key=value` words; a key given twice takes either value."""
+    wanted: dict[str, frozenset[str]] = {}
+    for condition in conditions:
+        key, equals, value = condition.partition("=")
+        if not equals or not key:
+            raise UsageProblem(f"--where {condition}: must be key=value", "for example --where provider=openai")
+        wanted[key.strip()] = wanted.get(key.strip(), frozenset()) | {value.strip()}
+    return wanted
+
+
+def parse_share(words: str, option: str) -> float:
+    """Return "1%" or "0.01" as a share between 0 and 1."""
+    try:
+        return float(words.removesuffix("%")) / (100 if words.endswith("%") else 1)
+    except ValueError:
+        raise UsageProblem(f"{option} {words}: must be a share such as 1% or 0.01") from None

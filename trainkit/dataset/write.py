@@ -1,0 +1,222 @@
+"""A data set folder: parts, the README that names the variants, the manifest; published all at once.
+
+    data/
+      dataset_info.json                 the registry: each variant by name
+      rejected.jsonl                    rows that were left out, with file, line and reason
+      reward_model-5f0c2d1e/            one conversion; the name ends in a digest of the content
+        README.md                       the variants, as Hugging Face `datasets` reads them
+        manifest.json                   counts, split, metadata form
+        clip__deepseek_chat.jsonl  ...  each row once, by type and judge
+
+A new conversion is a new folder; it takes the place of the old at the moment when the registry is renamed.
+"""
+
+from __future__ import annotations
+
+import filecmp
+import json
+import os
+import re
+import shutil
+from contextlib import contextmanager
+from typing import IO, TYPE_CHECKING, Any
+
+import xxhash
+
+from trainkit.dataset.registry import MANIFEST, check_free, load_registry, replace_entries
+from trainkit.dataset.select import EVAL, Names, clean_name
+from trainkit.files import sync_folder, temporary_beside, write_json_atomic, write_text_atomic
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from trainkit.dataset.select import Variant
+    from trainkit.datatypes import Part, PartKey, Reject
+
+STAGING = ".trainkit-staging"
+REJECTED = "rejected.jsonl"
+
+
+@contextmanager
+def staging_folder(dataset_dir: Path, *, dry_run: bool) -> Iterator[Path | None]:
+    """Yield an empty folder to write into, None for a dry run; it is removed on the way out.
+
+    The caller holds the lock of `dataset_dir`, so a folder of that name is what a killed process left.
+    """
+    if dry_run:
+        yield None
+        return
+    folder = dataset_dir / STAGING
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def part_namer() -> Callable[[PartKey], str]:
+    """Return the function that gives each part a file name of its own, in the order in which parts appear."""
+    names = Names()
+
+    def name_part(key: PartKey) -> str:
+        words = [clean_name(key.kind or "untyped"), clean_name(key.judge or "unknown")]
+        if key.task is not None:
+            words.append(clean_name(key.task or "no_task"))
+        side = f".{EVAL}" if key.side == EVAL else ""
+        return names.give("__".join(words), repr(key[1:])) + side + ".jsonl"
+
+    return name_part
+
+
+def readme_text(variants: list[Variant]) -> str:
+    """Return the README whose header names the files of each variant, for `datasets.load_dataset(folder, variant)`."""
+    lines = ["---", "configs:"]
+    for variant in variants:
+        lines += [f"- config_name: {quoted(variant.name)}", "  data_files:", "  - split: train", "    path:"]
+        lines += [f"    - {quoted(file)}" for file in variant.files]
+    lines += ["---", "", "# Written by trainkit convert", "", "| variant | rows |", "|---|---|"]
+    lines += [f"| {variant.name} | {variant.num_rows} |" for variant in variants]
+    return "\n".join(lines) + "\n"
+
+
+def quoted(text: str) -> str:
+    """Return `text` as a YAML string (JSON strings are)."""
+    return json.dumps(text, ensure_ascii=False)
+
+
+def publish(
+    staging: Path, dataset_dir: Path, base: str, variants: list[Variant], manifest: dict[str, Any], digest: str
+) -> Path:
+    """Make the staged parts the data set `base`; return its folder.
+
+    Until the registry is renamed the old data set is whole and current, afterwards the new one is.
+
+    Raises:
+        InputError: the registry has an entry of the same name that is somebody else's.
+    """
+    names = [variant.name for variant in variants]
+    check_free(load_registry(dataset_dir), base, names, dataset_dir)
+    write_text_atomic(staging / "README.md", readme_text(variants))
+    write_json_atomic(staging / MANIFEST, manifest)
+    flush_folder(staging)
+    folder = settle_folder(staging, dataset_dir, base, digest)
+    sync_folder(dataset_dir)
+    replace_entries(dataset_dir, base, folder.name, names)
+    remove_others(dataset_dir, base, folder.name)
+    return folder
+
+
+def settle_folder(staging: Path, dataset_dir: Path, base: str, digest: str) -> Path:
+    """Rename the staged folder to a name that its content gives; an equal folder that is there already is kept."""
+    content = xxhash.xxh3_64(digest.encode())
+    content.update((staging / "README.md").read_bytes())
+    content.update((staging / MANIFEST).read_bytes())
+    while True:
+        folder = dataset_dir / f"{base}-{content.hexdigest()[:8]}"
+        if not folder.exists():
+            staging.rename(folder)
+            return folder
+        if same_content(staging, folder):
+            return folder
+        content.update(b"edited")  # somebody changed that folder: it stays until the registry has moved on
+
+
+def same_content(one: Path, other: Path) -> bool:
+    """Whether two flat folders hold the same files."""
+    names = sorted(path.name for path in one.iterdir())
+    if names != sorted(path.name for path in other.iterdir()):
+        return False
+    return all(filecmp.cmp(one / name, other / name, shallow=False) for name in names)
+
+
+def flush_folder(folder: Path) -> None:
+    """Bring every file of the folder to the disk."""
+    for path in folder.iterdir():
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    sync_folder(folder)
+
+
+def remove_others(dataset_dir: Path, base: str, keep: str) -> None:
+    """Remove the folders of earlier conversions of `base`."""
+    pattern = re.compile(rf"{re.escape(base)}-[0-9a-f]{{8}}")
+    for path in dataset_dir.iterdir():
+        if path.name != keep and pattern.fullmatch(path.name) and path.is_dir():
+            shutil.rmtree(path)
+
+
+class RejectFile:
+    """Collects the rows that are left out; nothing is made until there is one.
+
+    `{"file": "finetune.jsonl", "line": 17, "reason": "empty turn", "detail": "turn 2 (gpt) is empty", "row": "{...}"}`
+    """
+
+    def __init__(self, dataset_dir: Path | None) -> None:
+        self.path = dataset_dir / REJECTED if dataset_dir else None
+        self.temporary = temporary_beside(self.path) if self.path else None
+        self.file: IO[str] | None = None
+
+    def add(self, reject: Reject) -> None:
+        """Write one row."""
+        if self.temporary is None:
+            return
+        if self.file is None:
+            self.temporary.parent.mkdir(parents=True, exist_ok=True)
+            self.file = self.temporary.open("w", encoding="utf-8")
+        row = {
+            "file": reject.file,
+            "line": reject.line,
+            "reason": reject.reason,
+            "detail": reject.detail,
+            "row": reject.row.decode("utf-8", "backslashreplace").rstrip("\n"),
+        }
+        self.file.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+    def publish(self) -> Path | None:
+        """Put the file in its place and return it; without a rejected row, remove the one of an earlier conversion."""
+        if self.path is None or self.temporary is None:
+            return None
+        if self.file is None:
+            self.path.unlink(missing_ok=True)
+            return None
+        self.file.flush()
+        os.fsync(self.file.fileno())
+        self.file.close()
+        self.temporary.replace(self.path)
+        return self.path
+
+    def discard(self) -> None:
+        """Remove what was collected, unless it was published."""
+        if self.file is not None and self.temporary is not None:
+            self.file.close()
+            self.temporary.unlink(missing_ok=True)
+
+
+def fold_eval(parts: list[Part], folder: Path | None) -> list[Part]:
+    """Return the parts with the eval side put back into the train side, for a split that came to nothing."""
+    folded = {part.key: part for part in parts if part.key.side != EVAL}
+    for part in parts:
+        if part.key.side != EVAL:
+            continue
+        key = part.key._replace(side="train")
+        old = folded.get(key)
+        name = old.file_name if old else part.file_name.replace(f".{EVAL}.jsonl", ".jsonl")
+        if folder is not None:
+            append_file(folder / part.file_name, folder / name)
+        rows, size = (old.num_rows, old.num_bytes) if old else (0, 0)
+        folded[key] = type(part)(name, key, rows + part.num_rows, size + part.num_bytes)
+    return list(folded.values())
+
+
+def append_file(source: Path, target: Path) -> None:
+    if not target.exists():
+        source.rename(target)
+        return
+    with source.open("rb") as reader, target.open("ab") as writer:
+        shutil.copyfileobj(reader, writer)
+    source.unlink()

@@ -1,0 +1,285 @@
+"""Reading JSON records from files of any size, with their line numbers.
+
+Plain JSONL is read in byte ranges of `BLOCK_BYTES`, so that several processes can share one file; what is compressed,
+piped in or one large JSON array is read once from front to back. Either way the records come as `bytes`, one JSON value
+each, grouped into the same kind of chunk, and memory holds one chunk.
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import re
+import sys
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import IO, TYPE_CHECKING
+
+from trainkit.errors import InputError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+    from pathlib import Path
+
+BLOCK_BYTES = 4 << 20
+READ_BUFFER = 1 << 20
+MAX_RECORD_BYTES = 256 << 20
+BOM = b"\xef\xbb\xbf"
+
+# A whole string, or one character that opens, closes or separates: all that is needed to find where a value ends.
+# The group is empty when the text ends before the string does.
+TOKEN = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*("?)|[\[\]{},]', re.DOTALL)
+QUOTE = 34
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """One input: `Source(Path("finetune.jsonl"), "finetune.jsonl", size=43024, whole=False)`.
+
+    `whole` says that it must be read from front to back: compressed, piped in, or one JSON array. `size` is in bytes
+    as stored, None when unknown.
+    """
+
+    path: Path | None
+    name: str
+    size: int | None
+    whole: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """The lines of a plain file that start in bytes [start, stop)."""
+
+    source: int
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Records of one source with their line numbers, and the stored bytes read so far."""
+
+    records: list[tuple[int, bytes]]
+    position: int
+
+
+def open_sources(paths: Iterable[Path]) -> list[Source]:
+    """Return what each path holds; `-` is standard input.
+
+    Raises:
+        InputError: a path that is missing, a folder, unreadable or empty.
+    """
+    return [find_source(path) for path in paths]
+
+
+def find_source(path: Path) -> Source:
+    if str(path) == "-":
+        return Source(None, "standard input", None, whole=True)
+    if path.is_dir():
+        raise InputError(f"{path}: is a folder", "name the files in it, for example with *.jsonl")
+    try:
+        with path.open("rb") as file:
+            head = file.read(4096)
+        size = path.stat().st_size
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file", nearest_name(path)) from None
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from None
+    if not head:
+        raise InputError(f"{path}: is empty", "there is nothing to convert in it")
+    if head.startswith((b"\xff\xfe", b"\xfe\xff")):
+        raise InputError(f"{path}: is UTF-16 text", "save it as UTF-8")
+    return Source(path, str(path), size, whole=is_compressed(head) or starts_array(head))
+
+
+def nearest_name(path: Path) -> str:
+    """Return a hint that names the file in the same folder whose name is closest."""
+    import difflib
+
+    if not path.parent.is_dir():
+        return f"the folder {path.parent} does not exist"
+    close = difflib.get_close_matches(path.name, [entry.name for entry in path.parent.iterdir()], n=1)
+    return f"did you mean {path.with_name(close[0])}?" if close else ""
+
+
+def is_compressed(head: bytes) -> bool:
+    return head.startswith((b"\x1f\x8b", b"\x28\xb5\x2f\xfd"))
+
+
+def starts_array(head: bytes) -> bool:
+    return head.removeprefix(BOM).lstrip().startswith(b"[")
+
+
+def plan_blocks(sources: list[Source]) -> list[Block]:
+    """Return the byte ranges of the plain sources; the cut depends on the files alone, never on the machine."""
+    return [
+        Block(index, start, min(start + BLOCK_BYTES, source.size))
+        for index, source in enumerate(sources)
+        if not source.whole and source.size is not None
+        for start in range(0, source.size, BLOCK_BYTES)
+    ]
+
+
+def read_block(source: Source, block: Block) -> Iterator[bytes]:
+    """Yield the lines, blank ones too, that start within the block."""
+    assert source.path is not None
+    with source.path.open("rb", buffering=READ_BUFFER) as file:
+        position = seek_line(file, block.start)
+        for line in file:
+            if position >= block.stop:
+                return
+            if position == 0:
+                line = line.removeprefix(BOM)
+            position += len(line)
+            yield line
+
+
+def seek_line(file: IO[bytes], start: int) -> int:
+    """Move to the first line that starts at or after `start`; return its position."""
+    if start == 0:
+        return 0
+    file.seek(start - 1)
+    return start - 1 + len(file.readline())
+
+
+def read_chunks(source: Source) -> Iterator[Chunk]:
+    """Yield the records of a source that is read from front to back, in chunks of about `BLOCK_BYTES`.
+
+    Raises:
+        InputError: a damaged archive, or an array that is not closed.
+    """
+    with open_stream(source) as (stream, raw):
+        head = stream.peek(4096)[:4096]
+        records = read_array(stream, source.name) if starts_array(head) else read_lines(stream)
+        batch: list[tuple[int, bytes]] = []
+        size = 0
+        try:
+            for number, record in records:
+                batch.append((number, record))
+                size += len(record)
+                if size >= BLOCK_BYTES:
+                    yield Chunk(batch, position_of(raw))
+                    batch, size = [], 0
+        except (EOFError, OSError, zstd_error()) as error:
+            raise InputError(f"{source.name}: the archive is damaged: {error}", "fetch or pack it again") from None
+        if batch:
+            yield Chunk(batch, position_of(raw))
+
+
+def read_lines(stream: IO[bytes]) -> Iterator[tuple[int, bytes]]:
+    for number, line in enumerate(stream, 1):
+        yield number, line.removeprefix(BOM) if number == 1 else line
+
+
+def position_of(raw: IO[bytes] | None) -> int:
+    return raw.tell() if raw is not None else 0
+
+
+@contextmanager
+def open_stream(source: Source) -> Iterator[tuple[io.BufferedReader, IO[bytes] | None]]:
+    """Open a source for reading; yield the unpacked stream and the stored file, None for a pipe."""
+    if source.path is None:
+        yield unpacked(sys.stdin.buffer), None
+        return
+    with source.path.open("rb", buffering=READ_BUFFER) as stored:
+        yield unpacked(stored), stored
+
+
+def unpacked(stream: IO[bytes]) -> io.BufferedReader:
+    """Return the stream itself, or a reader of what its first bytes say it packs."""
+    assert isinstance(stream, io.BufferedReader)
+    head = stream.peek(4)[:4]
+    if head.startswith(b"\x1f\x8b"):
+        return io.BufferedReader(gzip.GzipFile(fileobj=stream), READ_BUFFER)
+    if head.startswith(b"\x28\xb5\x2f\xfd"):
+        import zstandard
+
+        reader = zstandard.ZstdDecompressor().stream_reader(stream, read_across_frames=True)
+        return io.BufferedReader(reader, READ_BUFFER)
+    return stream
+
+
+def zstd_error() -> type[Exception]:
+    """Return zstandard's error type without importing the library for those who do not use it."""
+    module = sys.modules.get("zstandard")
+    return module.ZstdError if module else EOFError
+
+
+def read_array(stream: IO[bytes], name: str) -> Iterator[tuple[int, bytes]]:
+    """Yield each element of one JSON array with the line it starts on, holding one element and one buffer at a time.
+
+    An element is cut out by its brackets and quotes alone; whether it is valid is for its reader to say.
+
+    Raises:
+        InputError: the array is not closed, or an element is larger than `MAX_RECORD_BYTES`.
+    """
+    scanner = ArrayScanner(name)
+    while data := stream.read(READ_BUFFER):
+        yield from scanner.feed(data)
+    scanner.finish()
+
+
+class ArrayScanner:
+    """Cuts the elements out of a JSON array that arrives in pieces."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.buffer = b""
+        self.scanned = 0  # the tokens before this position have been seen
+        self.begin = 0  # where the current element starts
+        self.depth = 0
+        self.counted = 0  # the line breaks before this position are in `line`
+        self.line = 1
+        self.closed = False
+
+    def feed(self, data: bytes) -> Iterator[tuple[int, bytes]]:
+        """Yield the elements that end in `data`."""
+        self.forget()
+        self.buffer += data
+        while (token := TOKEN.search(self.buffer, self.scanned)) is not None:
+            if token.group()[0] == QUOTE and not token[1]:
+                self.scanned = token.start()  # the string goes on in the next piece
+                return
+            self.scanned = token.end()
+            yield from self.take(token.group(), token.start())
+        self.scanned = len(self.buffer)
+
+    def take(self, token: bytes, start: int) -> Iterator[tuple[int, bytes]]:
+        if self.closed:
+            raise InputError(f"{self.name}:{self.line_at(start)}: text after the end of the array")
+        if token in b"[{":
+            self.depth += 1
+            if self.depth == 1:
+                self.begin = start + 1
+        elif token in b"]}":
+            self.depth -= 1
+            self.closed = self.depth == 0
+        if self.closed or (token == b"," and self.depth == 1):
+            element = self.buffer[self.begin : start]
+            if text := element.strip():
+                yield self.line_at(self.begin + element.index(text)), text
+            self.begin = start + 1
+
+    def forget(self) -> None:
+        """Drop what has been handed out."""
+        keep = self.begin if self.depth else self.scanned
+        self.line_at(keep)
+        self.buffer = self.buffer[keep:]
+        self.scanned -= keep
+        self.begin -= keep
+        self.counted = 0
+        if len(self.buffer) > MAX_RECORD_BYTES:
+            raise InputError(f"{self.name}:{self.line}: an element of more than {MAX_RECORD_BYTES >> 20} MiB")
+
+    def line_at(self, position: int) -> int:
+        """Return the line of a position; positions only ever grow."""
+        self.line += self.buffer.count(b"\n", self.counted, position)
+        self.counted = position
+        return self.line
+
+    def finish(self) -> None:
+        """Check that the array has ended."""
+        if not self.closed:
+            raise InputError(
+                f"{self.name}:{self.line_at(len(self.buffer))}: the JSON array is not closed", "the file may be cut off"
+            )

@@ -30,7 +30,7 @@ def main(args: list[str] | None = None) -> int:
         return 130
     except BrokenPipeError:
         # The reader of our output has gone (as in `trainkit ... | head`); Python would complain once more at exit.
-        sys.stdout = None  # type: ignore[assignment]
+        sys.stdout = None
         return 141
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else 0 if end.code is None else 1

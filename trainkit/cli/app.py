@@ -7,7 +7,13 @@ from typing import Annotated
 import typer
 
 from trainkit import __version__
+from trainkit.cli.chat import chat
 from trainkit.cli.convert import convert
+from trainkit.cli.export import export
+from trainkit.cli.init import init
+from trainkit.cli.pipeline import pipeline
+from trainkit.cli.train import train
+from trainkit.cli.validate import validate
 
 app = typer.Typer(
     name="trainkit",
@@ -33,4 +39,5 @@ def options(
     """From agent runs to a trained model: convert, check, train, export, chat."""
 
 
-app.command()(convert)
+for command in (init, convert, validate, train, export, chat, pipeline):
+    app.command()(command)

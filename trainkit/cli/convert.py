@@ -54,7 +54,7 @@ def convert(
     Example: trainkit convert finetune.jsonl --split-eval
     """
     from trainkit.sources.evaluations import parse_form
-    from trainkit.workflow.convert import ConvertOptions, convert as run
+    from trainkit.workflow.convert import ConvertOptions
 
     filters = parse_where(where or [])
     named = {"evaluation_type": evaluation_types, "model_name": model_names, "task_id": task_ids}
@@ -72,11 +72,16 @@ def convert(
         jobs=jobs or available_cores(),
         dry_run=dry_run,
     )
-    output = Output(as_json=as_json)
+    paths = [*(inputs or []), *(input_option or [])] or [Path("finetune.jsonl")]
+    run_convert(Output(as_json=as_json), paths, output_dir, options)
+
+
+def run_convert(output: Output, paths: list[Path], output_dir: Path, options: ConvertOptions) -> None:
+    """Convert and print what came out."""
+    from trainkit.workflow.convert import convert as run
+
     with output.progress("converting") as on_progress:
-        result = run(
-            [*(inputs or []), *(input_option or [])] or [Path("finetune.jsonl")], output_dir, options, on_progress
-        )
+        result = run(paths, output_dir, options, on_progress)
     show(output, result, options, output_dir)
 
 

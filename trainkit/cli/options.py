@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -12,6 +13,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 AsJson = Annotated[bool, typer.Option("--json", help="Report as one JSON document on stdout.")]
+Model = Annotated[
+    Path | None,
+    typer.Argument(help="A training's output folder, a checkpoint or a model; else output_dir of the configuration."),
+]
 
 
 def split_words(values: Iterable[str]) -> frozenset[str]:
@@ -36,3 +41,10 @@ def parse_share(words: str, option: str) -> float:
         return float(words.removesuffix("%")) / (100 if words.endswith("%") else 1)
     except ValueError:
         raise UsageProblem(f"{option} {words}: must be a share such as 1% or 0.01") from None
+
+
+def find_model_dir(model: Path | None, config: Path | None) -> Path:
+    """Return the model's folder: the named one, else the output folder of the configuration."""
+    from trainkit.workflow.prepare import Settings, output_dir_of
+
+    return model.absolute() if model else output_dir_of(Settings(config, base=Path.cwd()))

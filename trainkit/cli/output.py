@@ -67,7 +67,7 @@ class Output:
 
     @contextmanager
     def progress(self, words: str) -> Iterator[Callable[[int, int | None], None]]:
-        """Yield a function to report bytes done and in all; a bar with rate and time left on a terminal, else nothing."""
+        """Yield a function that takes bytes done and in all: a bar on a terminal, else nothing."""
         if self.as_json or not sys.stderr.isatty():
             yield lambda done, total: None  # noqa: ARG005
             return
@@ -97,6 +97,18 @@ class Output:
 
         with bar:
             yield report
+
+    @contextmanager
+    def waiting(self, words: str) -> Iterator[Callable[[str], None]]:
+        """Yield a function that changes the one live line; a line on a terminal, else nothing."""
+        if self.as_json or not sys.stderr.isatty():
+            yield lambda text: None  # noqa: ARG005
+            return
+        from rich.console import Console
+        from rich.markup import escape
+
+        with Console(stderr=True).status(escape(words)) as status:
+            yield lambda text: status.update(escape(text))
 
 
 def problem_json(problem: Problem) -> dict[str, str]:

@@ -1,0 +1,122 @@
+"""What validate, train and pipeline share: the options of a training, and how its course is shown."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from trainkit.cli.output import Output
+    from trainkit.datatypes import Problem
+    from trainkit.workflow.export import ExportResult
+    from trainkit.workflow.prepare import Settings
+    from trainkit.workflow.train import TrainPlan, TrainResult
+
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="LLaMA-Factory's own keys; they win over the file.")
+]
+ConfigFile = Annotated[
+    Path | None, typer.Option("--config", "-c", help="YAML with LLaMA-Factory's keys; else training_config.yaml.")
+]
+Dataset = Annotated[str | None, typer.Option("--dataset", "-d", help="Data set, by its name in dataset_info.json.")]
+Epochs = Annotated[float | None, typer.Option("--epochs", "-e", help="Passes over the data.")]
+LearningRate = Annotated[float | None, typer.Option("--learning-rate", "-lr", help="Largest learning rate.")]
+BatchSize = Annotated[int | None, typer.Option("--batch-size", "-bs", help="Rows per device and step.")]
+ForceTemplate = Annotated[
+    bool, typer.Option("--force-template", help="Train although the template does not fit the model.")
+]
+ResumeFrom = Annotated[
+    str | None, typer.Option("--resume", metavar="auto|never|PATH", help="Where to start; auto unless given.")
+]
+MonitorWith = Annotated[
+    str | None, typer.Option("--monitor", metavar="swanlab|wandb|none", help="Tracker; SwanLab unless given.")
+]
+Export = Annotated[bool, typer.Option("--export", help="Export the model after the training.")]
+
+
+def make_settings(
+    config: Path | None,
+    overrides: list[str] | None,
+    *,
+    dataset: str | None = None,
+    epochs: float | None = None,
+    learning_rate: float | None = None,
+    batch_size: int | None = None,
+    force_template: bool = False,
+) -> Settings:
+    """Return the settings that the words of a command line give."""
+    from trainkit.workflow.prepare import Settings
+
+    options: dict[str, tuple[str, Any]] = {
+        "dataset": ("--dataset", dataset),
+        "num_train_epochs": ("--epochs", epochs),
+        "learning_rate": ("--learning-rate", learning_rate),
+        "per_device_train_batch_size": ("--batch-size", batch_size),
+    }
+    return Settings(config, options, tuple(overrides or ()), Path.cwd(), force_template)
+
+
+def run_training(output: Output, settings: Settings, resume: str | None, monitor: str | None) -> TrainResult:
+    """Train, showing where the log is, then a live line on a terminal, then what came out."""
+    from trainkit.runs.progress import describe
+    from trainkit.workflow.train import TrainOptions, parse_monitor, train
+
+    options = TrainOptions(resume, parse_monitor(monitor))
+
+    def start(plan: TrainPlan, run: Any) -> None:
+        output.problems(plan.notes)
+        output.say(f"training {plan.config.values['dataset']}; the log is {run.log_file}")
+
+    with output.waiting("starting the trainer") as live:
+        result = train(settings, options, start, lambda step, begun: live(describe(step, begun)))
+    show_training(output, result)
+    return result
+
+
+def show_training(output: Output, result: TrainResult) -> None:
+    """Print where everything is."""
+    output.problems(note for note in result.notes if note.where == "train_loss")
+    rows: list[tuple[str, Any]] = [("trained model", result.output_dir), ("run folder", result.run.path)]
+    rows += [("loss curve", result.loss_curve)] if result.loss_curve else []
+    rows += [("log", result.run.log_file), ("seconds", f"{result.seconds:.0f}")]
+    rows += [(name, round(result.metrics[name], 4)) for name in ("train_loss", "eval_loss") if name in result.metrics]
+    for name, value in rows:
+        output.data(f"{name:<15}{value}")
+
+
+def run_export(output: Output, model_dir: Path, base: Path, **options: Any) -> ExportResult:
+    """Export a model and print what the check of it said."""
+    from trainkit.workflow.export import ExportOptions, export
+
+    with output.waiting("exporting") as stage:
+        result = export(model_dir, ExportOptions(**options), base, stage)
+    report = result.report
+    output.data(f"{'exported model':<15}{result.folder}")
+    changed = f"{report['changed']} of {report['tensors']} tensors differ from the base model"
+    output.data(f"{'checked':<15}{changed}; it loads and answers")
+    for warning in report.get("warnings", []):
+        output.say(f"warning: {warning}")
+    return result
+
+
+def plan_as_json(plan: TrainPlan) -> dict[str, Any]:
+    """Return a planned training for machines; the names of secret variables, never their values."""
+    return {
+        "ok": True,
+        "command": list(plan.command.argv),
+        "environment": dict(plan.command.env),
+        "secrets": sorted(plan.secrets),
+        "config": dict(plan.config.values),
+        "origin": dict(plan.config.origin),
+        "resume": str(plan.resume.checkpoint.path) if plan.resume.checkpoint else None,
+        "problems": [as_json(note) for note in plan.notes],
+    }
+
+
+def as_json(problem: Problem) -> dict[str, str]:
+    """Return a finding for machines."""
+    from trainkit.cli.output import problem_json
+
+    return problem_json(problem)

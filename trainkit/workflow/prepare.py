@@ -1,0 +1,209 @@
+"""What every verb after `convert` needs first: the machine, the trainer's arguments, the configuration, its faults."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from trainkit import environment
+from trainkit.dataset.registry import check_datasets, find_eval_name
+from trainkit.datatypes import Problem
+from trainkit.errors import ConfigError, InputError, ProblemsFound
+from trainkit.plan.arguments import load_arguments
+from trainkit.plan.check import check_config
+from trainkit.plan.config import build_config, parse_override
+from trainkit.plan.hardware import find_hardware
+from trainkit.plan.templates import templates_folder
+from trainkit.plan.yamlfile import load_yaml
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from trainkit.datatypes import Hardware, TrainConfig
+    from trainkit.plan.arguments import TrainerSchema
+
+DEFAULT_CONFIG = Path("training_config.yaml")
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What the user said about a training.
+
+    Attributes:
+        config_file: the user's YAML; None means training_config.yaml when it is there.
+        options: trainer's key -> (flag, value), from options such as --epochs; a value of None was not given.
+        overrides: `key=value` words.
+        base: the folder that relative paths start from.
+        force_template: train although the template does not fit the model.
+    """
+
+    config_file: Path | None = None
+    options: Mapping[str, tuple[str, Any]] = field(default_factory=dict)
+    overrides: Sequence[str] = ()
+    base: Path = field(default_factory=Path.cwd)
+    force_template: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A configuration with all that was found out about it; `problems` holds errors first, then warnings and notes."""
+
+    config: TrainConfig
+    schema: TrainerSchema
+    hardware: Hardware
+    problems: tuple[Problem, ...]
+
+    @property
+    def errors(self) -> tuple[Problem, ...]:
+        """The problems that keep the training from starting."""
+        return tuple(problem for problem in self.problems if problem.level == "error")
+
+    @property
+    def dataset_dir(self) -> Path:
+        """The folder of dataset_info.json."""
+        return Path(str(self.config.values.get("dataset_dir", "data")))
+
+    @property
+    def datasets(self) -> list[str]:
+        """The names of the training data sets."""
+        return names_of(self.config.values.get("dataset"))
+
+
+def prepare(settings: Settings) -> Prepared:
+    """Build the configuration and find every problem in it; nothing is written but the cache of trainer arguments.
+
+    Raises:
+        ConfigError: the user's file is missing or cannot be read.
+        EnvironmentProblem: LLaMA-Factory is not installed.
+    """
+    env = environment.snapshot()
+    schema = load_arguments(trainer_python(), cache_folder(), env)
+    hardware = find_hardware(env)
+    config = build(settings, schema, hardware)
+    problems = check_config(config, schema, hardware, force_template=settings.force_template)
+    problems += check_data(config)
+    order = {"error": 0, "warning": 1, "note": 2}
+    problems = sorted([*problems, *config.notes], key=lambda problem: order[problem.level])
+    return Prepared(config, schema, hardware, tuple(problems))
+
+
+def require_sound(prepared: Prepared) -> None:
+    """Raise what `prepare` found when it keeps the training from starting.
+
+    Raises:
+        ProblemsFound: at least one error.
+    """
+    if errors := prepared.errors:
+        count = "1 problem" if len(errors) == 1 else f"{len(errors)} problems"
+        raise ProblemsFound(f"{count} found; nothing was started", prepared.problems)
+
+
+def build(settings: Settings, schema: TrainerSchema, hardware: Hardware) -> TrainConfig:
+    """Build the configuration; a split data set is evaluated on its eval side unless the user says otherwise."""
+    user_file = find_config(settings)
+    templates = templates_folder()
+
+    def built(options: Mapping[str, tuple[str, Any]]) -> TrainConfig:
+        return build_config(
+            user_file,
+            options,
+            settings.overrides,
+            schema=schema,
+            hardware=hardware,
+            templates=templates,
+            base=settings.base,
+        )
+
+    config = built(settings.options)
+    if eval_names := find_eval_sets(config):
+        extra = {"eval_dataset": (f"the eval split of {config.values['dataset']}", ",".join(eval_names))}
+        return built({**settings.options, **extra})
+    return config
+
+
+def find_config(settings: Settings) -> Path | None:
+    """Return the user's YAML.
+
+    Raises:
+        ConfigError: the named file, or training_config.yaml when none is named, is not there.
+    """
+    path = settings.base / (settings.config_file or DEFAULT_CONFIG)
+    if path.exists():
+        return path
+    raise ConfigError(
+        f"{settings.config_file or DEFAULT_CONFIG}: no such file", "trainkit init writes one to start from"
+    )
+
+
+def find_eval_sets(config: TrainConfig) -> list[str]:
+    """Return the eval entries of the training data, empty when the user has said how to evaluate."""
+    values = config.values
+    # YAML reads a bare `no` as false
+    if values.get("eval_dataset") or values.get("val_size") or asked_for_no_evaluation(config):
+        return []
+    dataset_dir = Path(str(values.get("dataset_dir", "data")))
+    try:
+        found = [find_eval_name(dataset_dir, name) for name in names_of(values.get("dataset"))]
+    except InputError:
+        return []  # check_data reports what is wrong there
+    return [name for name in found if name]
+
+
+def asked_for_no_evaluation(config: TrainConfig) -> bool:
+    return config.values.get("eval_strategy") in (False, "no") and not any(
+        note.where.endswith(" eval_strategy") for note in config.notes
+    )
+
+
+def check_data(config: TrainConfig) -> list[Problem]:
+    """Return the problems of the data sets that the configuration names."""
+    values = config.values
+    dataset_dir = Path(str(values.get("dataset_dir", "data")))
+    if str(values.get("dataset_dir")).startswith(("ONLINE", "REMOTE:")):
+        return []
+    names = names_of(values.get("dataset"))
+    if not names:
+        return [Problem("dataset", "no data set is named", "-d NAME, or dataset: NAME in the configuration")]
+    problems = check_datasets(dataset_dir, names, "dataset")
+    if eval_names := names_of(values.get("eval_dataset")):
+        problems += check_datasets(dataset_dir, eval_names, "eval_dataset")
+    return problems
+
+
+def names_of(value: Any) -> list[str]:
+    """Return the names in a comma-separated value or list."""
+    words = value.split(",") if isinstance(value, str) else value if isinstance(value, list) else []
+    return [str(word).strip() for word in words if str(word).strip()]
+
+
+def trainer_python() -> Path:
+    """Return the Python of the trainer's environment, which is trainkit's own."""
+    return Path(sys.executable)
+
+
+def cache_folder() -> Path:
+    """Return the folder for what can be asked anew: $XDG_CACHE_HOME/trainkit or ~/.cache/trainkit."""
+    root = environment.get("XDG_CACHE_HOME")
+    return (Path(root) if root else Path.home() / ".cache") / "trainkit"
+
+
+def output_dir_of(settings: Settings) -> Path:
+    """Return the output folder that the configuration names."""
+    return settings.base / str(configured(settings, "output_dir", "saves/reward_model_training"))
+
+
+def dataset_dir_of(settings: Settings) -> Path:
+    """Return the folder of dataset_info.json that the configuration names."""
+    return settings.base / str(configured(settings, "dataset_dir", "data"))
+
+
+def configured(settings: Settings, key: str, default: str) -> Any:
+    """Return the value of one key as the command line and the user's file say it, without asking the trainer."""
+    for word in reversed(settings.overrides):
+        name, value = parse_override(word)
+        if name == key:
+            return value
+    file = find_config(settings)
+    return (load_yaml(file).values.get(key) if file else None) or default

@@ -1,0 +1,94 @@
+"""What a training leaves behind for people and for later commands: the manifest of its run, the marker of its model."""
+
+from __future__ import annotations
+
+import dataclasses
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from trainkit.dataset.registry import find_files, find_manifest
+from trainkit.files import load_json, write_text_atomic
+from trainkit.plan.render import render_yaml
+from trainkit.runs.store import describe_data, find_commit, find_versions, link_run, write_marker
+from trainkit.workflow.prepare import names_of
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from trainkit.datatypes import Outcome
+    from trainkit.runs.store import Run
+    from trainkit.workflow.prepare import Prepared, Settings
+    from trainkit.workflow.train import TrainPlan
+
+VERSIONED = ("trainkit", "llamafactory", "torch", "transformers", "peft", "accelerate", "datasets", "deepspeed", "trl")
+GENERATION_KEYS = ("do_sample", "temperature", "top_p", "top_k", "num_beams", "max_new_tokens", "repetition_penalty")
+EXPORT_KEYS = ("export_dir", "export_size", "export_device")
+# What makes two trainings the same one, so that one can go on where the other stopped.
+SAME_RUN = ("dataset", "model_name_or_path", "finetuning_type", "template")
+
+
+def start_run(plan: TrainPlan, run_folder: Run, settings: Settings) -> dict[str, Any]:
+    """Write down all that is known before the start; return the manifest."""
+    write_text_atomic(run_folder.config_file, render_yaml(plan.config))
+    plan.output_dir.mkdir(parents=True, exist_ok=True)
+    write_marker(plan.output_dir, marker_of(plan, run_folder))
+    manifest = {
+        "run_id": run_folder.run_id,
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": list(plan.command.argv),
+        "environment": sorted({*plan.command.env, *plan.secrets}),
+        "versions": find_versions(VERSIONED),
+        "output_dir": str(plan.output_dir),
+        "data": describe_inputs(plan.prepared),
+        "resumed_from": str(plan.resume.checkpoint.path) if plan.resume.checkpoint else None,
+        "git_commit": find_commit(settings.base),
+        "hardware": dataclasses.asdict(plan.prepared.hardware),
+        "notes": [f"{note.where}: {note.message}" for note in plan.notes],
+    }
+    manifest["links"] = link_run(run_folder, plan.output_dir)
+    run_folder.write_manifest(manifest)
+    return manifest
+
+
+def describe_inputs(prepared: Prepared) -> list[dict[str, Any]]:
+    """Return digest, size and rows of each local file of the training and eval data."""
+    names = [*prepared.datasets, *names_of(prepared.config.values.get("eval_dataset"))]
+    files = {file for name in names for file in find_files(prepared.dataset_dir, name)}
+    return [describe_data(file) for file in sorted(files)]
+
+
+def marker_of(plan: TrainPlan, run_folder: Run) -> dict[str, Any]:
+    """Return what export and chat need to know of a trained model."""
+    values = plan.config.values
+    manifests = [find_manifest(plan.prepared.dataset_dir, name) for name in plan.prepared.datasets]
+    forms = [manifest.get("metadata_form", []) for manifest in manifests if manifest]
+    return {
+        "run_id": run_folder.run_id,
+        "kind": "training",
+        **{key: values.get(key) for key in (*SAME_RUN, "stage", "trust_remote_code", "quantization_bit")},
+        "enable_thinking": values.get("enable_thinking"),
+        "metadata_form": forms[0] if forms else [],
+        "generation": {key: values[key] for key in GENERATION_KEYS if key in values},
+        "export": {key: values[key] for key in EXPORT_KEYS if key in values},
+    }
+
+
+def find_metrics(output_dir: Path, outcome: Outcome) -> dict[str, Any]:
+    """Return the trainer's own final metrics, empty for a training that did not end."""
+    path = output_dir / "all_results.json"
+    if outcome.exit_code != 0 or not path.exists():
+        return {}
+    metrics = load_json(path)
+    return metrics if isinstance(metrics, dict) else {}
+
+
+def finish_run(run_folder: Run, manifest: dict[str, Any], outcome: Outcome, metrics: dict[str, Any]) -> None:
+    """Complete the manifest."""
+    ended = {
+        "ended": datetime.now(UTC).isoformat(timespec="seconds"),
+        "seconds": round(outcome.seconds, 1),
+        "exit_code": outcome.exit_code,
+        "signal": outcome.signal,
+        "metrics": metrics,
+    }
+    run_folder.write_manifest(manifest | ended)

@@ -11,9 +11,10 @@ import gzip
 import io
 import re
 import sys
+import zlib
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, NoReturn
 
 from trainkit.errors import InputError
 
@@ -21,8 +22,12 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from pathlib import Path
 
+    import zstandard
+    from typing_extensions import Buffer
+
 BLOCK_BYTES = 4 << 20
 READ_BUFFER = 1 << 20
+PACKED_BYTES = 1 << 16  # unpacks to some MB
 MAX_RECORD_BYTES = 256 << 20
 BOM = b"\xef\xbb\xbf"
 
@@ -77,6 +82,8 @@ def find_source(path: Path) -> Source:
         return Source(None, "standard input", None, whole=True)
     if path.is_dir():
         raise InputError(f"{path}: is a folder", "name the files in it, for example with *.jsonl")
+    if path.exists() and not path.is_file():
+        raise InputError(f"{path}: is not a file", "what comes through a pipe is read with -: ... | trainkit convert -")
     try:
         with path.open("rb") as file:
             head = file.read(4096)
@@ -128,10 +135,8 @@ def read_block(source: Source, block: Block) -> Iterator[bytes]:
         for line in file:
             if position >= block.stop:
                 return
-            if position == 0:
-                line = line.removeprefix(BOM)
+            yield line.removeprefix(BOM) if position == 0 else line
             position += len(line)
-            yield line
 
 
 def seek_line(file: IO[bytes], start: int) -> int:
@@ -149,21 +154,24 @@ def read_chunks(source: Source) -> Iterator[Chunk]:
         InputError: a damaged archive, or an array that is not closed.
     """
     with open_stream(source) as (stream, raw):
-        head = stream.peek(4096)[:4096]
-        records = read_array(stream, source.name) if starts_array(head) else read_lines(stream)
         batch: list[tuple[int, bytes]] = []
         size = 0
         try:
-            for number, record in records:
+            for number, record in read_records(stream, source.name):
                 batch.append((number, record))
                 size += len(record)
                 if size >= BLOCK_BYTES:
                     yield Chunk(batch, position_of(raw))
                     batch, size = [], 0
-        except (EOFError, OSError, zstd_error()) as error:
+        except (EOFError, OSError, zlib.error, zstd_error()) as error:
             raise InputError(f"{source.name}: the archive is damaged: {error}", "fetch or pack it again") from None
         if batch:
             yield Chunk(batch, position_of(raw))
+
+
+def read_records(stream: io.BufferedReader, name: str) -> Iterator[tuple[int, bytes]]:
+    head = stream.peek(4096)[:4096]
+    yield from read_array(stream, name) if starts_array(head) else read_lines(stream)
 
 
 def read_lines(stream: IO[bytes]) -> Iterator[tuple[int, bytes]]:
@@ -192,11 +200,39 @@ def unpacked(stream: IO[bytes]) -> io.BufferedReader:
     if head.startswith(b"\x1f\x8b"):
         return io.BufferedReader(gzip.GzipFile(fileobj=stream), READ_BUFFER)
     if head.startswith(b"\x28\xb5\x2f\xfd"):
+        return io.BufferedReader(ZstdReader(stream), READ_BUFFER)
+    return stream
+
+
+class ZstdReader(io.RawIOBase):
+    """Unpacks zstd frames. zstandard's own reader takes a file that is cut off for one that has ended."""
+
+    def __init__(self, stored: IO[bytes]) -> None:
         import zstandard
 
-        reader = zstandard.ZstdDecompressor().stream_reader(stream, read_across_frames=True)
-        return io.BufferedReader(reader, READ_BUFFER)
-    return stream
+        self.stored = stored
+        self.new_frame = zstandard.ZstdDecompressor().decompressobj
+        self.frame: zstandard.ZstdDecompressionObj | None = None
+        self.rest = b""  # stored bytes of the next frame
+        self.ready = memoryview(b"")
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Buffer) -> int:
+        """Fill `buffer`; raise EOFError when the file ends within a frame."""
+        target = memoryview(buffer)
+        while not self.ready:
+            if not (data := self.rest or self.stored.read(PACKED_BYTES)):
+                if self.frame is not None:
+                    raise EOFError("it ends in the middle of a frame")
+                return 0
+            frame = self.frame or self.new_frame()
+            self.ready = memoryview(frame.decompress(data))
+            self.frame, self.rest = (None, frame.unused_data) if frame.eof else (frame, b"")
+        taken = min(len(target), len(self.ready))
+        target[:taken], self.ready = self.ready[:taken], self.ready[taken:]
+        return taken
 
 
 def zstd_error() -> type[Exception]:
@@ -243,10 +279,12 @@ class ArrayScanner:
             self.scanned = token.end()
             yield from self.take(token.group(), token.start())
         self.scanned = len(self.buffer)
+        if self.closed and (rest := self.buffer[self.begin :].lstrip()):
+            self.refuse_more(len(self.buffer) - len(rest))
 
     def take(self, token: bytes, start: int) -> Iterator[tuple[int, bytes]]:
         if self.closed:
-            raise InputError(f"{self.name}:{self.line_at(start)}: text after the end of the array")
+            self.refuse_more(start)
         if token in b"[{":
             self.depth += 1
             if self.depth == 1:
@@ -260,9 +298,12 @@ class ArrayScanner:
                 yield self.line_at(self.begin + element.index(text)), text
             self.begin = start + 1
 
+    def refuse_more(self, position: int) -> NoReturn:
+        raise InputError(f"{self.name}:{self.line_at(position)}: text after the end of the array")
+
     def forget(self) -> None:
         """Drop what has been handed out."""
-        keep = self.begin if self.depth else self.scanned
+        keep = self.begin if self.depth or self.closed else self.scanned
         self.line_at(keep)
         self.buffer = self.buffer[keep:]
         self.scanned -= keep

@@ -58,7 +58,7 @@ def convert(
 
     filters = parse_where(where or [])
     named = {"evaluation_type": evaluation_types, "model_name": model_names, "task_id": task_ids}
-    filters |= {key: split_words(values) for key, values in named.items() if values}
+    filters |= {key: filters.get(key, frozenset()) | split_words(values) for key, values in named.items() if values}
     options = ConvertOptions(
         filters=filters,
         name=check_name(name),
@@ -69,7 +69,7 @@ def convert(
         seed=seed,
         group_by=parse_split(split, group_by),
         max_rejects=parse_share(max_rejects, "--max-rejects"),
-        jobs=jobs or available_cores(),
+        jobs=available_cores() if jobs is None else jobs,
         dry_run=dry_run,
     )
     paths = [*(inputs or []), *(input_option or [])] or [Path("finetune.jsonl")]

@@ -26,7 +26,7 @@ from trainkit.cli.training import (
 )
 
 if TYPE_CHECKING:
-    from trainkit.workflow.prepare import Settings
+    from trainkit.workflow.prepare import Prepared, Settings
 
 
 def pipeline(
@@ -64,32 +64,32 @@ def pipeline(
     if demo:
         run_demo(output, settings, monitor)
         return
-    run_steps(
-        output, settings, None if no_convert else evaluations or Path("finetune.jsonl"), validate_only=validate_only
-    )
+    to_convert = None if no_convert or validate_only else evaluations or Path("finetune.jsonl")
+    prepared = convert_and_check(output, settings, to_convert)
     if validate_only:
         return
-    result = run_training(output, settings, resume, monitor)
+    output.say("-- train")
+    result = run_training(output, settings, resume, monitor, prepared.problems)
     if export:
         run_export(output, result.output_dir, settings.base)
 
 
-def run_steps(
-    output: Output, settings: Settings, evaluations: Path | None, *, validate_only: bool, split_eval: bool = False
-) -> None:
+def convert_and_check(
+    output: Output, settings: Settings, evaluations: Path | None, *, split_eval: bool = False
+) -> Prepared:
     """Convert the evaluations, unless there are none to convert, and check the training."""
-    from trainkit.cli.convert import run_convert
+    from trainkit.cli.convert import available_cores, run_convert
     from trainkit.cli.validate import run_validation
     from trainkit.workflow.convert import ConvertOptions
     from trainkit.workflow.pipeline import require_evaluations
     from trainkit.workflow.prepare import dataset_dir_of
 
-    if evaluations is not None and not validate_only:
+    if evaluations is not None:
         output.say(f"-- convert {evaluations}")
-        options = ConvertOptions(eval_ratio=0.15 if split_eval else 0.0)
+        options = ConvertOptions(eval_ratio=0.15 if split_eval else 0.0, jobs=available_cores())
         run_convert(output, [require_evaluations(settings, evaluations)], dataset_dir_of(settings), options)
     output.say("-- validate")
-    run_validation(output, settings)
+    return run_validation(output, settings)
 
 
 def run_demo(output: Output, settings: Settings, monitor: str | None) -> None:
@@ -102,9 +102,9 @@ def run_demo(output: Output, settings: Settings, monitor: str | None) -> None:
     output.say("-- init --demo")
     run_init(output, DEMO_FOLDER, demo=True)
     settings = dataclasses.replace(settings, base=DEMO_FOLDER.absolute())
-    run_steps(output, settings, EVALUATIONS, validate_only=False, split_eval=True)
+    prepared = convert_and_check(output, settings, EVALUATIONS, split_eval=True)
     output.say("-- train")
-    result = run_training(output, settings, "never", monitor)
+    result = run_training(output, settings, "never", monitor, prepared.problems)
     output.say("-- export")
     exported = run_export(output, result.output_dir, settings.base)
     output.say("-- one answer of the exported model (it is tiny: do not expect sense)")

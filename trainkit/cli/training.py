@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from trainkit.cli.output import Output
     from trainkit.datatypes import Problem
     from trainkit.workflow.export import ExportResult
@@ -58,15 +60,17 @@ def make_settings(
     return Settings(config, options, tuple(overrides or ()), Path.cwd(), force_template)
 
 
-def run_training(output: Output, settings: Settings, resume: str | None, monitor: str | None) -> TrainResult:
-    """Train, showing where the log is, then a live line on a terminal, then what came out."""
+def run_training(
+    output: Output, settings: Settings, resume: str | None, monitor: str | None, told: Sequence[Problem] = ()
+) -> TrainResult:
+    """Train, showing where the log is, then a live line on a terminal, then what came out; `told` is not said again."""
     from trainkit.runs.progress import describe
     from trainkit.workflow.train import TrainOptions, parse_monitor, train
 
     options = TrainOptions(resume, parse_monitor(monitor))
 
     def start(plan: TrainPlan, run: Any) -> None:
-        output.problems(plan.notes)
+        output.problems(note for note in plan.notes if note not in told)
         output.say(f"training {plan.config.values['dataset']}; the log is {run.log_file}")
 
     with output.waiting("starting the trainer") as live:

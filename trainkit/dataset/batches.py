@@ -70,7 +70,7 @@ def convert_records(records: Iterable[tuple[int, bytes]], recipe: Recipe, source
     """Convert (line number, JSON record) pairs into a batch; blank lines are skipped."""
     to_example, side_of, max_tasks = recipe.to_example, recipe.side_of, recipe.max_tasks
     lanes: defaultdict[tuple[str, str, str, str | None], list[bytes]] = defaultdict(list)
-    tasks: set[str] = set()
+    tasks = {""}  # no task is not one more
     rejects = []
     apart = max_tasks > 0
     number = filtered = 0
@@ -78,7 +78,7 @@ def convert_records(records: Iterable[tuple[int, bytes]], recipe: Recipe, source
         try:
             example = to_example(record)
         except Rejected as reason:
-            if not record.isspace():
+            if record.strip():
                 rejects.append((number, reason.reason, reason.detail, record))
             continue
         if example is None:
@@ -87,7 +87,7 @@ def convert_records(records: Iterable[tuple[int, bytes]], recipe: Recipe, source
         kind, judge, task, group, row = example
         if apart and task not in tasks:
             tasks.add(task)
-            apart = len(tasks) <= max_tasks
+            apart = len(tasks) <= max_tasks + 1
         lanes[side_of(group), kind, judge, task if apart else None].append(row)
     texts = {PartKey(*lane): b"".join(rows) for lane, rows in lanes.items()}
     counts = {PartKey(*lane): len(rows) for lane, rows in lanes.items()}
@@ -120,7 +120,7 @@ class Ledger:
         self.max_tasks = max_tasks
         self.on_reject = on_reject
         self.tasks_apart = max_tasks > 0
-        self.tasks: set[str | None] = set()
+        self.tasks: set[str | None] = {""}
         self.files: dict[PartKey, list[int]] = {}  # bytes, rows
         self.names: dict[PartKey, str] = {}
         self.digest = xxhash.xxh3_64()
@@ -134,7 +134,7 @@ class Ledger:
         self.note(report, source)
         if self.tasks_apart:
             self.tasks.update(key.task for key in report.sizes)
-            self.tasks_apart = None not in self.tasks and len(self.tasks) <= self.max_tasks
+            self.tasks_apart = None not in self.tasks and len(self.tasks) <= self.max_tasks + 1
         places = {}
         for key, (num_bytes, num_rows, digest) in report.sizes.items():
             part = key if self.tasks_apart else key._replace(task=None)

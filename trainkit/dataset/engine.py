@@ -108,15 +108,15 @@ def convert_with_workers(job: Job, blocks: list[Block], workers: int) -> None:
     processes = []
     for index in range(workers):
         here, there = context.Pipe()
-        process = context.Process(target=work, args=(there, job, blocks[index::workers]), daemon=True)
+        links.append(here)
+        process = context.Process(target=work, args=(there, links, job, blocks[index::workers]), daemon=True)
         process.start()
         there.close()
-        links.append(here)
         processes.append(process)
     try:
         for index, block in enumerate(blocks):
             link = links[index % workers]
-            link.send(job.ledger.place(receive(link), job.sources[block.source]))
+            send(link, job.ledger.place(receive(link), job.sources[block.source]))
             job.on_progress(block.stop - block.start)
         for link in links:
             receive(link)  # each says when its last block is on disk
@@ -126,22 +126,38 @@ def convert_with_workers(job: Job, blocks: list[Block], workers: int) -> None:
             process.join()
 
 
+def send(link: Connection[Any, Any], message: Any) -> None:
+    try:
+        link.send(message)
+    except ConnectionError:
+        raise worker_killed() from None
+
+
 def receive(link: Connection[Any, Any]) -> Any:
     """Return a worker's next message; raise what it raised."""
     try:
         message = link.recv()
-    except EOFError:
-        hint = "was the machine out of memory? --jobs 1 needs less"
-        raise TrainkitError("a worker process was killed", hint) from None
+    except (EOFError, ConnectionError):
+        raise worker_killed() from None
     if isinstance(message, Exception):
         raise message
     return message
 
 
-def work(link: Connection[Any, Any], job: Job, blocks: list[Block]) -> None:
-    """Convert and write the given blocks; the life of one worker."""
+def worker_killed() -> TrainkitError:
+    return TrainkitError("a worker process was killed", "was the machine out of memory? --jobs 1 needs less")
+
+
+def work(link: Connection[Any, Any], parents: list[Connection[Any, Any]], job: Job, blocks: list[Block]) -> None:
+    """Convert and write the given blocks; the life of one worker.
+
+    `parents` are the parent's ends of the links so far, which came along with the fork: while a worker holds one, no
+    worker learns that the parent was killed, and the lock of the folder stays held.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which ends the workers
     gc.disable()  # rows make no cycles, and looking for some is a tenth of the time
+    for parent in parents:
+        parent.close()
     try:
         for block in blocks:
             batch = convert_block(job.sources[block.source], block, job.recipe)
@@ -150,7 +166,7 @@ def work(link: Connection[Any, Any], job: Job, blocks: list[Block]) -> None:
             if job.folder is not None:
                 write_batch(batch, places, job.folder)
         link.send(None)
+    except (EOFError, ConnectionError):
+        return  # the parent is gone
     except (TrainkitError, OSError) as error:
         link.send(error)
-    except EOFError:
-        return  # the parent is gone

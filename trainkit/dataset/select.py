@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 TRAIN, EVAL = "train", "eval"
 TYPE_ORDER = {"clip": 0, "category": 1, "final": 2}
+MAX_NAME_BYTES = 180  # file systems hold 255; the digest, the side and the trainer's cache add to it
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,8 +58,10 @@ class Names:
         self.taken: dict[str, str] = {}
 
     def give(self, wanted: str, value: str) -> str:
-        """Return `wanted`, or `wanted` with a short digest of `value` when another value has that name."""
-        for name in (wanted, f"{wanted}_{hashlib.blake2b(value.encode(), digest_size=3).hexdigest()}"):
+        """Return `wanted`, cut to what a file system holds; with a digest of `value` when another has that name."""
+        short = wanted.encode()[:MAX_NAME_BYTES].decode(errors="ignore")
+        digest = hashlib.blake2b(value.encode(), digest_size=16).hexdigest()
+        for name in (short, f"{short}_{digest[:6]}", f"{short}_{digest}"):
             # The eval entry of one variant must not be the name of another.
             keys = {name.casefold(), f"{name}_{EVAL}".casefold()}
             if all(self.taken.get(key, value) == value for key in keys):

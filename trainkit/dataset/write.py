@@ -23,7 +23,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 import xxhash
 
-from trainkit.dataset.registry import MANIFEST, check_free, load_registry, replace_entries
+from trainkit.dataset.registry import MANIFEST, REGISTRY, check_free, load_registry, replace_entries
 from trainkit.dataset.select import EVAL, Names, clean_name
 from trainkit.files import sync_folder, temporary_beside, write_json_atomic, write_text_atomic
 
@@ -42,13 +42,17 @@ REJECTED = "rejected.jsonl"
 def staging_folder(dataset_dir: Path, *, dry_run: bool) -> Iterator[Path | None]:
     """Yield an empty folder to write into, None for a dry run; it is removed on the way out.
 
-    The caller holds the lock of `dataset_dir`, so a folder of that name is what a killed process left.
+    The caller holds the lock of `dataset_dir`, so a folder of that name is what a killed process left, and so are the
+    files on their way to the registry and to the rejected rows.
     """
     if dry_run:
         yield None
         return
     folder = dataset_dir / STAGING
     shutil.rmtree(folder, ignore_errors=True)
+    for name in (REGISTRY, REJECTED):
+        for path in dataset_dir.glob(f".{name}.*.tmp"):
+            path.unlink()
     folder.mkdir(parents=True)
     try:
         yield folder
@@ -103,8 +107,10 @@ def publish(
     flush_folder(staging)
     folder = settle_folder(staging, dataset_dir, base, digest)
     sync_folder(dataset_dir)
-    replace_entries(dataset_dir, base, folder.name, names)
-    remove_others(dataset_dir, base, folder.name)
+    try:
+        replace_entries(dataset_dir, base, folder.name, names)
+    finally:
+        remove_others(dataset_dir, base)
     return folder
 
 
@@ -142,11 +148,12 @@ def flush_folder(folder: Path) -> None:
     sync_folder(folder)
 
 
-def remove_others(dataset_dir: Path, base: str, keep: str) -> None:
-    """Remove the folders of earlier conversions of `base`."""
+def remove_others(dataset_dir: Path, base: str) -> None:
+    """Remove the folders of conversions of `base` that the registry does not name."""
+    kept = {entry.get("script_url") for entry in load_registry(dataset_dir).values() if isinstance(entry, dict)}
     pattern = re.compile(rf"{re.escape(base)}-[0-9a-f]{{8}}")
     for path in dataset_dir.iterdir():
-        if path.name != keep and pattern.fullmatch(path.name) and path.is_dir():
+        if path.name not in kept and pattern.fullmatch(path.name) and path.is_dir():
             shutil.rmtree(path)
 
 
@@ -167,13 +174,13 @@ class RejectFile:
             return
         if self.file is None:
             self.temporary.parent.mkdir(parents=True, exist_ok=True)
-            self.file = self.temporary.open("w", encoding="utf-8")
+            self.file = self.temporary.open("w", encoding="utf-8", errors="backslashreplace")
         row = {
             "file": reject.file,
             "line": reject.line,
             "reason": reject.reason,
             "detail": reject.detail,
-            "row": reject.row.decode("utf-8", "backslashreplace").rstrip("\n"),
+            "row": reject.row.decode("utf-8", "backslashreplace").rstrip("\r\n"),
         }
         self.file.write(json.dumps(row, ensure_ascii=False) + "\n")
 

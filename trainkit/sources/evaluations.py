@@ -103,7 +103,9 @@ def metadata_prefix(form: Iterable[str], values: Mapping[str, Scalar]) -> str:
 
     `values` maps the words of the form (type, model, task, category) to what the row says.
     """
-    return "".join(f"[{PREFIX_WORDS[word]}: {values[word]}] " for word in form if values.get(word) not in (None, ""))
+    return "".join(
+        f"[{PREFIX_WORDS[word]}: {as_text(values[word])}] " for word in form if values.get(word) not in (None, "")
+    )
 
 
 def make_to_example(
@@ -124,7 +126,7 @@ def make_to_example(
     """
     use_type, use_model, use_task, use_category = (word in form for word in PREFIX_WORDS)
 
-    @lru_cache(maxsize=4096)
+    @lru_cache(maxsize=4096, typed=True)  # 1, 1.0 and true are equal to Python
     def prefix_of(*values: Scalar) -> bytes:
         return encode_json(metadata_prefix(form, dict(zip(PREFIX_WORDS, values, strict=True))))[1:-1]
 
@@ -156,14 +158,18 @@ def parse(line: bytes) -> tuple[Record, Metadata]:
         if not line.isascii():
             line.decode()  # msgspec does not look inside the strings that it passes on
         record = decode_record(line)
-        metadata = decode_metadata(record.metadata) or Metadata()
     except UnicodeDecodeError as error:
         raise Rejected("not UTF-8", f"byte {error.start}: {error.reason}") from None
     except msgspec.ValidationError as error:
         raise Rejected(*explain_wrong_type(str(error))) from None
     except msgspec.DecodeError as error:
         raise Rejected("not JSON", str(error)) from None
-    return record, metadata
+    except RecursionError:
+        raise Rejected("not JSON", "nested too deeply") from None
+    try:
+        return record, decode_metadata(record.metadata) or Metadata()
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise Rejected("wrong type", f"metadata: {error}") from None
 
 
 def explain_wrong_type(message: str) -> tuple[str, str]:
@@ -172,7 +178,7 @@ def explain_wrong_type(message: str) -> tuple[str, str]:
         return "unknown role", message
     if "missing required field `conversations`" in message or "at `$.conversations`" in message:
         return "no conversations", message
-    if "got `array`" in message and "- at" not in message:
+    if "- at" not in message:
         return "not an object", message
     return "wrong type", message
 
@@ -243,11 +249,19 @@ def write_any_row(record: Record, prefix: bytes, metadata: bytes) -> bytes:
     )
 
 
+def load_mapping(raw_metadata: msgspec.Raw) -> dict[str, Any]:
+    """Return all of a row's metadata; raises `Rejected` for a value that no number can hold, such as 1e999."""
+    try:
+        return decode_mapping(raw_metadata) or {}
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise Rejected("wrong type", f"metadata: {error}") from None
+
+
 def find_group(record: Record, group_by: str | None) -> bytes:
     """Return what decides the row's side: the metadata value, or the prompt where there is none."""
     if group_by is None:
         return b"\0".join(bytes(turn.value) for turn in record.conversations)
-    value = (decode_mapping(record.metadata) or {}).get(group_by)
+    value = load_mapping(record.metadata).get(group_by)
     if value in (None, ""):
         return bytes(next(turn.value for turn in record.conversations if turn.role == "human"))
     return as_text(value).encode()
@@ -255,7 +269,7 @@ def find_group(record: Record, group_by: str | None) -> bytes:
 
 def matches(raw_metadata: msgspec.Raw, filters: Mapping[str, frozenset[str]], seen: dict[str, set[str]]) -> bool:
     """Whether the metadata holds one of the wanted values for each filtered key; what it holds goes into `seen`."""
-    metadata = decode_mapping(raw_metadata) or {}
+    metadata = load_mapping(raw_metadata)
     passed = True
     for key, wanted in filters.items():
         value = as_text(metadata.get(key))

@@ -21,6 +21,14 @@ from trainkit.workflow.prepare import trainer_python
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+# The trainer's libraries talk a lot while they load; a user who wants to hear it can set these otherwise.
+QUIET = {
+    "LLAMAFACTORY_VERBOSITY": "WARN",
+    "TRANSFORMERS_VERBOSITY": "error",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "TQDM_DISABLE": "1",
+}
+
 
 @dataclass(frozen=True, slots=True)
 class ChatOptions:
@@ -107,7 +115,7 @@ def form_notes(form: list[str], options: ChatOptions) -> tuple[str, ...]:
 
 def chat(plan: ChatPlan) -> int:
     """Hold the conversation on this process's stdin and stdout; return the exit code."""
-    env = environment.snapshot()
+    env = QUIET | environment.snapshot()
     with tempfile.TemporaryDirectory(prefix="trainkit-chat-") as folder:
         request = Path(folder) / "request.json"
         request.write_text(json.dumps(plan.request), encoding="utf-8")

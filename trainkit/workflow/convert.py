@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +10,7 @@ from trainkit.dataset.batches import Ledger, Recipe
 from trainkit.dataset.engine import Job, convert_sources
 from trainkit.dataset.select import EVAL, Variant, make_split, make_variants
 from trainkit.dataset.write import RejectFile, fold_eval, part_namer, publish, staging_folder
-from trainkit.errors import InputError, UsageProblem
+from trainkit.errors import InputError, TrainkitError, UsageProblem
 from trainkit.files import locked
 from trainkit.lines import open_sources
 from trainkit.sources import evaluations
@@ -92,8 +93,12 @@ def convert(
     progress = on_progress or (lambda *_: None)
     if options.dry_run:
         return run(sources, dataset_dir, options, progress)
-    with locked(dataset_dir):
-        return run(sources, dataset_dir, options, progress)
+    try:
+        with locked(dataset_dir):
+            return run(sources, dataset_dir, options, progress)
+    except OSError as error:
+        hint = "is there space on the disk, and may you write there? The data set of before is untouched"
+        raise TrainkitError(f"{error.filename or dataset_dir}: {error.strerror or error}", hint) from error
 
 
 def check_options(options: ConvertOptions) -> None:
@@ -103,6 +108,8 @@ def check_options(options: ConvertOptions) -> None:
         raise UsageProblem(f"--min-samples {options.min_samples}: must be at least 2")
     if not 0 <= options.max_rejects <= 1:
         raise UsageProblem(f"--max-rejects {options.max_rejects}: must be between 0 and 1 (or 0% and 100%)")
+    if options.name == BASE:
+        raise UsageProblem(f"--name {BASE}: is the name of all variants together", f"for example {CUSTOM}")
     if options.jobs < 1:
         raise UsageProblem(f"--jobs {options.jobs}: must be at least 1")
 
@@ -182,15 +189,15 @@ def check_outcome(ledger: Ledger, options: ConvertOptions, rejected_file: Path |
     num_rows = sum(part.num_rows for part in ledger.parts())
     num_rejected = ledger.reasons.total()
     num_read = num_rows + num_rejected + ledger.num_filtered
-    if num_rejected > options.max_rejects * num_read:
+    if num_rejected > round(options.max_rejects * num_read, 6):
         reasons = ", ".join(f"{count} {reason}" for reason, count in ledger.reasons.most_common())
         where = f"see {rejected_file}; " if rejected_file else ""
         raise InputError(
             f"{num_rejected} of {num_read} rows cannot be used ({reasons}): nothing was published",
-            f"{where}--max-rejects {100 * num_rejected / num_read:.2g}% would accept that",
+            f"{where}--max-rejects {math.ceil(10_000 * num_rejected / num_read) / 100:g}% would accept that",
         )
     if num_rows == 0 and ledger.num_filtered == 0:
-        raise InputError("there is no row in the input", "nothing was published")
+        raise InputError(f"there is no {'usable ' if num_rejected else ''}row in the input", "nothing was published")
     check_filters(ledger, options, num_rows)
 
 

@@ -65,6 +65,7 @@ def marker_of(plan: TrainPlan, run_folder: Run) -> dict[str, Any]:
     return {
         "run_id": run_folder.run_id,
         "kind": "training",
+        "tracked_as": plan.command.env.get("WANDB_RUN_ID") or run_folder.run_id,
         **{key: values.get(key) for key in (*SAME_RUN, "stage", "trust_remote_code", "quantization_bit")},
         "enable_thinking": values.get("enable_thinking"),
         "metadata_form": forms[0] if forms else [],

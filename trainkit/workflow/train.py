@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
-import math
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from trainkit import environment
 from trainkit.datatypes import Problem
 from trainkit.errors import ConfigError, Interrupted, TrainerFailed, TrainkitError, UsageProblem
-from trainkit.launch.diagnosis import diagnose, load_tail
+from trainkit.launch.diagnosis import diagnose, find_silent_failure, load_tail
 from trainkit.launch.llamafactory import find_trainer, train_command
 from trainkit.launch.monitoring import Monitoring, plan_monitoring
 from trainkit.launch.process import run
@@ -143,14 +142,14 @@ def train(
     finish_run(run_folder, manifest, outcome, metrics)
     check_outcome(outcome, run_folder, plan)
     check_progress(last, resume, run_folder)
-    notes = (*plan.notes, *check_losses(metrics))
+    notes = (*plan.notes, *check_learning(run_folder, metrics))
     return TrainResult(run_folder, plan.output_dir, metrics, notes, outcome.seconds)
 
 
 def lay_out(prepared: Prepared, resume: Resume, options: TrainOptions, run_folder: Path) -> TrainPlan:
     """Return the training as it will be started from `run_folder`."""
     config, secrets = secret_environment(prepared.config)
-    monitoring = choose_monitoring(config, options, secrets, run_folder)
+    monitoring = choose_monitoring(config, resume, options, secrets, run_folder)
     changes = {**monitoring.config, **resume_keys(resume)}
     config = dataclasses.replace(
         config,
@@ -252,7 +251,7 @@ def resume_keys(resume: Resume) -> dict[str, Any]:
 
 
 def choose_monitoring(
-    config: TrainConfig, options: TrainOptions, secrets: dict[str, str], run_folder: Path
+    config: TrainConfig, resume: Resume, options: TrainOptions, secrets: dict[str, str], run_folder: Path
 ) -> Monitoring:
     """Decide on the tracker; a run without login or network is recorded in the run folder."""
     return plan_monitoring(
@@ -263,9 +262,15 @@ def choose_monitoring(
         home=Path.home(),
         run_name=run_folder.name,
         log_dir=run_folder,
-        run_id=run_folder.name,
+        run_id=tracked_as(config, resume, run_folder),
         reachable=can_reach,
     )
+
+
+def tracked_as(config: TrainConfig, resume: Resume, run_folder: Path) -> str:
+    """Return the tracker's id of this training; a resumed one goes on under the id that it began with."""
+    marker = find_marker(Path(str(config.values["output_dir"]))) if resume.checkpoint else None
+    return str((marker or {}).get("tracked_as") or run_folder.name)
 
 
 def quiet_environment(env: dict[str, str]) -> dict[str, str]:
@@ -318,13 +323,11 @@ def check_progress(last: Step | None, resume: Resume, run_folder: Run) -> None:
         )
 
 
-def check_losses(metrics: dict[str, Any]) -> tuple[Problem, ...]:
-    """Return a warning for a loss that is not a number, or zero: nothing was learnt."""
-    loss = metrics.get("train_loss")
-    if isinstance(loss, float) and not math.isfinite(loss):
-        hint = "lower learning_rate, or train in bf16 in place of fp16"
-        return (Problem("train_loss", "is not a number: the model is of no use", hint, "warning"),)
-    if loss == 0:
+def check_learning(run_folder: Run, metrics: dict[str, Any]) -> tuple[Problem, ...]:
+    """Return a warning for a training that ended well and learnt nothing: the trainer's exit code does not tell."""
+    if found := find_silent_failure(load_tail(run_folder.log_file)):
+        return (Problem("train_loss", f"{found.title}: the model is of no use", found.hint, "warning"),)
+    if metrics.get("train_loss") == 0:
         hint = "no token was trained on: are all answers cut off by cutoff_len?"
         return (Problem("train_loss", "is exactly 0", hint, "warning"),)
     return ()

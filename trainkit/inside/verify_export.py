@@ -1,0 +1,298 @@
+"""Verify an exported model: its tensors against the base's, its files, its chat template, and one answer.
+
+Run by path with the trainer's Python; the request is one JSON object on stdin, the report the last line of stdout:
+
+    echo '{"base": "model", "exported": "exported", "template": "qwen"}' | python trainkit/inside/verify_export.py
+    {"ok": true, "problems": [], "warnings": [], "tensors": 27, "changed": 14, "largest_change": 0.0031, ...}
+
+Request keys: `exported`; `base` (the model that was trained; without it tensors are only read), `adapter` (explains why
+nothing changed), `template` (LLaMA-Factory's name, to compare with the exported chat template), `prompt`,
+`max_new_tokens` (16), `trust_remote_code` (false), `device` (cpu). Exit code 0 when `ok`, else 1.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import sys
+from collections import Counter
+from dataclasses import asdict, dataclass, field
+from itertools import zip_longest
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+ELEMENTS_AT_ONCE = 1 << 22  # 16 MiB in float32: what a comparison needs beside the two tensors
+TOKENIZER_MODELS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
+# Tensors that a saved model may leave out: tied to another one, or computed at load time.
+RECOMPUTED = ("lm_head.weight", "rotary_emb.inv_freq", "masked_bias", "attn.bias")
+PROBE = (
+    {"role": "user", "content": 'How reasonable is step 1? {"name": "search"}\nÄ 世界'},
+    {"role": "assistant", "content": '{"reasonableness_score": 0.85}'},
+    {"role": "user", "content": "And step 2?"},
+)
+
+
+@dataclass
+class Report:
+    """What was found. A problem makes the export unusable; a warning is worth a look."""
+
+    problems: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    tensors: int = 0
+    changed: int = 0
+    largest_change: float = 0.0
+    parameters: int = 0
+    dtype: str = ""
+    answer: str = ""
+    chat_template: bool = False
+
+
+def load_json(path: Path) -> dict[str, Any]:
+    """Load a JSON object from a file; raises ValueError when that fails."""
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise ValueError(f"{path}: {one_line(error)}") from error
+
+
+def check_files(folder: Path, report: Report) -> None:
+    """Check that an exported folder has all that a program needs to load it and to talk with it."""
+    for name in ("config.json", "generation_config.json", "tokenizer_config.json"):
+        if not (folder / name).is_file():
+            report.problems.append(f"{folder / name} is missing")
+    if not any((folder / name).is_file() for name in TOKENIZER_MODELS):
+        report.problems.append(f"{folder} has no tokenizer: none of {', '.join(TOKENIZER_MODELS)}")
+    tokenizer = folder / "tokenizer_config.json"
+    in_config = tokenizer.is_file() and load_json(tokenizer).get("chat_template")
+    report.chat_template = bool(in_config) or (folder / "chat_template.jinja").is_file()
+    if not report.chat_template:
+        report.problems.append(f"{folder} has no chat template")
+
+
+def find_tensors(folder: Path, stem: str = "model") -> dict[str, Path]:
+    """Return the file of each tensor of a model or adapter by name; empty when it is not stored as safetensors.
+
+    Raises:
+        ValueError: a file that the index names is missing, or is damaged.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    single, index = folder / f"{stem}.safetensors", folder / f"{stem}.safetensors.index.json"
+    shards = {single} if single.is_file() else set()
+    if index.is_file() and not shards:
+        shards = {folder / name for name in load_json(index).get("weight_map", {}).values()}
+    tensors = {}
+    for shard in sorted(shards):
+        try:
+            with safe_open(shard, "pt") as file:
+                tensors.update(dict.fromkeys(file.keys(), shard))
+        except (OSError, SafetensorError) as error:
+            raise ValueError(f"{shard}: {one_line(error)}") from error
+    return tensors
+
+
+def load_tensor(path: Path, name: str) -> Any:
+    """Load one tensor in the type it is stored in."""
+    from safetensors import safe_open
+
+    with safe_open(path, "pt") as file:
+        return file.get_tensor(name)
+
+
+def largest_difference(tensor: Any, base: Any | None) -> float:
+    """Return the largest absolute change from `base`, 0.0 without one, and NaN when `tensor` is not finite.
+
+    `base` is first cast to the type of `tensor`, so that storing in another type is no change; the difference is
+    taken in float32, a part of the tensor at a time.
+    """
+    parts = tensor.flatten().split(ELEMENTS_AT_ONCE)
+    base_parts = () if base is None else base.flatten().split(ELEMENTS_AT_ONCE)
+    largest = 0.0
+    for part, base_part in zip_longest(parts, base_parts):
+        values = part.float()
+        if not values.isfinite().all():
+            return math.nan
+        if base_part is not None and len(values):
+            largest = max(largest, (values - base_part.to(tensor.dtype).float()).abs().max().item())
+    return largest
+
+
+def check_tensors(exported: Path, base: Path | None, adapter: Path | None, report: Report) -> None:
+    """Compare the exported tensors with the base's, one at a time, and count what changed: nothing is a problem."""
+    tensors = find_tensors(exported)
+    base_tensors = find_base_tensors(base, report)
+    if not tensors:
+        report.problems.append(f"{exported} has no model.safetensors")
+    if base_tensors:
+        check_names(set(tensors), set(base_tensors), report)
+    dtypes: Counter[str] = Counter()
+    for name, path in tensors.items():
+        tensor = load_tensor(path, name)
+        original = load_tensor(base_tensors[name], name) if name in base_tensors else None
+        dtypes[str(tensor.dtype).removeprefix("torch.")] += tensor.numel()
+        check_tensor(name, tensor, original, report)
+    report.tensors, report.parameters = len(tensors), dtypes.total()
+    report.dtype = dtypes.most_common(1)[0][0] if dtypes else ""
+    if base_tensors and tensors and not report.changed:
+        report.problems.append(f"no tensor differs from {base}: the export holds no training{explanation(adapter)}")
+
+
+def find_base_tensors(base: Path | None, report: Report) -> dict[str, Path]:
+    """Return the base's tensors by name, or none with a warning when they cannot be compared."""
+    if base is None:
+        return {}
+    tensors = find_tensors(base if base.is_dir() else find_in_cache(base) or base)
+    if not tensors:
+        report.warnings.append(f"{base} is not a model with safetensors: tensors were not compared")
+    return tensors
+
+
+def find_in_cache(name: Path) -> Path | None:
+    """Return the folder where the hub's cache keeps a model of that name, without asking the network."""
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(str(name), local_files_only=True))
+    except (OSError, ValueError):  # not in the cache; not the form of a hub's name
+        return None
+
+
+def check_names(names: set[str], base_names: set[str], report: Report) -> None:
+    """Check that the exported model has the base's tensors and no others."""
+    missing = {name for name in base_names - names if not name.endswith(RECOMPUTED)}
+    added = {name for name in names - base_names if not name.endswith(RECOMPUTED)}
+    for found, words in ((missing, "of the base are missing"), (added, "are not in the base")):
+        if found:
+            report.problems.append(f"{len(found)} tensors {words}, first {min(found)}")
+
+
+def check_tensor(name: str, tensor: Any, base: Any | None, report: Report) -> None:
+    """Check one tensor: finite values, the base's shape, and whether it changed."""
+    if base is not None and tensor.shape != base.shape:
+        words = f"{name} has shape {tuple(tensor.shape)}, in the base {tuple(base.shape)}"
+        # LLaMA-Factory's resize_vocab adds rows for new tokens, to the embedding and to the head alone.
+        resized = name.endswith(("embed_tokens.weight", "lm_head.weight")) and tensor.shape[1:] == base.shape[1:]
+        (report.warnings if resized else report.problems).append(words)
+        base = None
+    change = largest_difference(tensor, base)
+    if math.isnan(change):
+        report.problems.append(f"{name} holds NaN or infinite values")
+    elif change > 0:
+        report.changed += 1
+        report.largest_change = max(report.largest_change, change)
+
+
+def explanation(adapter: Path | None) -> str:
+    """Return why merging a LoRA adapter changed nothing, when its B matrices tell, else an empty text."""
+    tensors = find_tensors(adapter, "adapter_model") if adapter else {}
+    names = [name for name in tensors if ".lora_B" in name]
+    trained = not names or any(load_tensor(tensors[name], name).any() for name in names)
+    return "" if trained else f" (every B matrix of {adapter} is zero: it was never trained)"
+
+
+def check_answer(request: Mapping[str, Any], report: Report) -> None:
+    """Load the exported model as any program would, and let it answer one prompt by greedy decoding."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder, trust = request["exported"], request.get("trust_remote_code", False)
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust)
+    device = request.get("device", "cpu")
+    model, loading = AutoModelForCausalLM.from_pretrained(
+        folder, trust_remote_code=trust, dtype="auto", device_map=device, output_loading_info=True
+    )
+    if missing := sorted(loading["missing_keys"]):
+        report.problems.append(f"{len(missing)} weights were not in the files and loaded as random, first {missing[0]}")
+    if report.chat_template:
+        generate(model, tokenizer, request, report)
+        if request.get("template"):
+            compare_templates(tokenizer, request["template"], report)
+
+
+def generate(model: Any, tokenizer: Any, request: Mapping[str, Any], report: Report) -> None:
+    """Check the logits and the text of an answer to the request's prompt."""
+    import torch
+
+    messages = [{"role": "user", "content": request.get("prompt") or PROBE[0]["content"]}]
+    form = {"add_generation_prompt": True, "return_tensors": "pt", "return_dict": True}
+    inputs = tokenizer.apply_chat_template(messages, **form).to(model.device)
+    length = {"max_new_tokens": request.get("max_new_tokens", 16), "do_sample": False}
+    with torch.inference_mode():
+        output = model.generate(**inputs, **length, output_logits=True, return_dict_in_generate=True)
+    if not all(logits.isfinite().all() for logits in output.logits):
+        report.problems.append("the model computes NaN or infinite logits")
+    report.answer = tokenizer.decode(output.sequences[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+    if not report.answer.strip():
+        report.warnings.append("the answer to the prompt is empty")
+
+
+def compare_templates(tokenizer: Any, name: str, report: Report) -> None:
+    """Warn when the chat template and LLaMA-Factory's template of that name see a conversation differently."""
+    from llamafactory.data.template import TEMPLATES
+
+    if name not in TEMPLATES:
+        report.problems.append(f"LLaMA-Factory has no template {name}")
+        return
+    messages = list(PROBE)
+    served = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+    trained, _ = TEMPLATES[name].encode_oneturn(tokenizer, [*messages, {"role": "assistant", "content": ""}])
+    if served != trained:
+        at = next(i for i, (ours, theirs) in enumerate(zip_longest(served, trained)) if ours != theirs)
+        report.warnings.append(
+            f"the chat template differs from LLaMA-Factory's {name} template after {at} tokens of a probe: "
+            f"{tokenizer.decode(served[at : at + 8])!r} instead of {tokenizer.decode(trained[at : at + 8])!r}"
+        )
+
+
+def verify(request: Mapping[str, Any]) -> Report:
+    """Carry out all checks; a model whose files are incomplete is not loaded.
+
+    Raises:
+        ValueError: the exported folder is missing, or a file of it or of the base is damaged.
+    """
+    report = Report()
+    exported = Path(request["exported"])
+    base, adapter = (Path(request[key]) if request.get(key) else None for key in ("base", "adapter"))
+    if not exported.is_dir():
+        raise ValueError(f"{exported} is not a folder")
+    check_files(exported, report)
+    check_tensors(exported, base, adapter, report)
+    if not report.problems:
+        try:
+            check_answer(request, report)
+        except Exception as error:  # loading runs foreign code, a model's own among it: it may raise anything
+            report.problems.append(f"{exported} does not load and answer: {type(error).__name__}: {one_line(error)}")
+    return report
+
+
+def one_line(error: BaseException) -> str:
+    """Return an error's text on one line."""
+    return " ".join(str(error).split())
+
+
+def keep_stdout_clean() -> TextIO:
+    """Send what libraries print to stderr, and return the real stdout for the report."""
+    real = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    return real
+
+
+def main() -> int:
+    """Answer the request on stdin with one line of JSON on stdout; return the exit code."""
+    stdout = keep_stdout_clean()
+    try:
+        request = json.load(sys.stdin)
+        if not isinstance(request, dict) or not request.get("exported"):
+            raise ValueError("the request has no exported")
+        report = verify(request)
+    except ValueError as error:
+        report = Report(problems=[one_line(error)])
+    print(json.dumps({"ok": not report.problems, **asdict(report)}), file=stdout, flush=True)
+    return 1 if report.problems else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

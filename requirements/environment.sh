@@ -6,12 +6,12 @@ fail() { printf 'error: %s\n    %s\n' "$1" "$2" >&2; exit 1; }
 find_python() {
   local name
   for name in "${PYTHON:-}" python3 python3.13 python3.12 python3.11 python; do
-    if [ -n "$name" ] && "$name" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
+    if [ -n "$name" ] && "$name" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 15))' 2>/dev/null; then
       command -v "$name"
       return
     fi
   done
-  fail "Python 3.11 or newer is needed, and $(python3 --version 2>/dev/null || echo 'no Python') was found" \
+  fail "Python 3.11 to 3.14 is needed, and $(python3 --version 2>/dev/null || echo 'no Python') was found" \
        "install it, or name one: PYTHON=/path/to/python3.11 $0"
 }
 

@@ -127,16 +127,18 @@ def plan_blocks(sources: list[Source]) -> list[Block]:
     ]
 
 
-def read_block(source: Source, block: Block) -> Iterator[bytes]:
-    """Yield the lines, blank ones too, that start within the block."""
+def read_block(source: Source, block: Block) -> list[bytes]:
+    """Return the lines, blank ones too, that start within the block."""
     assert source.path is not None
     with source.path.open("rb", buffering=READ_BUFFER) as file:
         position = seek_line(file, block.start)
-        for line in file:
-            if position >= block.stop:
-                return
-            yield line.removeprefix(BOM) if position == 0 else line
-            position += len(line)
+        if position >= block.stop:
+            return []
+        # readlines stops behind the line with which it has more bytes than its hint; 0 would mean no limit
+        lines = file.readlines(block.stop - position - 1) if block.stop - position > 1 else [file.readline()]
+    if position == 0:
+        lines[0] = lines[0].removeprefix(BOM)
+    return lines
 
 
 def seek_line(file: IO[bytes], start: int) -> int:

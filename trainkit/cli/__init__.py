@@ -15,12 +15,13 @@ def main(args: list[str] | None = None) -> int:
     """Run the command line; return the exit code.
 
     0 done; 1 a problem in the input or environment, explained; 2 wrong usage; the trainer's own code when it fails;
-    130 on Ctrl-C. A bug keeps its traceback.
+    130 on Ctrl-C. A bug keeps its traceback. When the reader of our output has gone (`trainkit ... | head`), Typer ends
+    the command with 1 and without a word.
     """
-    from trainkit.cli.app import app
-
     words = sys.argv[1:] if args is None else args
     try:
+        from trainkit.cli.app import app
+
         app(args=words, prog_name="trainkit")
     except TrainkitError as error:
         Output(as_json="--json" in words).error(error)
@@ -28,10 +29,6 @@ def main(args: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print_interrupted()
         return 130
-    except BrokenPipeError:
-        # The reader of our output has gone (as in `trainkit ... | head`); Python would complain once more at exit.
-        sys.stdout = None
-        return 141
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else 0 if end.code is None else 1
     return 0

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from trainkit.workflow.convert import ConvertOptions, ConvertResult
 
 Words = list[str]
+MAX_NAME_BYTES = 100  # it becomes part of the names of folders
 
 
 def convert(
@@ -98,6 +99,8 @@ def check_name(name: str | None) -> str | None:
 
     if name is not None and clean_name(name) != name.replace("-", "_"):
         raise UsageProblem(f"--name {name}: use letters, digits, _ and -", f"for example {clean_name(name)}")
+    if name is not None and len(name.encode()) > MAX_NAME_BYTES:
+        raise UsageProblem(f"--name {name}: is too long", f"at most {MAX_NAME_BYTES} bytes")
     return name
 
 

@@ -58,7 +58,7 @@ class Output:
     def error(self, error: TrainkitError) -> None:
         """Print why a command ended."""
         found = error.problems if isinstance(error, ProblemsFound) else ()
-        self.problems(found)
+        self.problems(problem for problem in found if problem.level != "note")
         self.say(f"error: {error.message}")
         if error.hint:
             self.say(f"    {error.hint}")

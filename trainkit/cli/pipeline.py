@@ -51,6 +51,9 @@ def pipeline(
 
     Example: trainkit pipeline -d reward_model_full -e 5 --export
     """
+    from trainkit.workflow.train import parse_monitor
+
+    parse_monitor(monitor)  # a misspelt word is to end the command before the conversion
     output = Output()
     settings = make_settings(
         config,

@@ -85,7 +85,8 @@ def show_training(output: Output, result: TrainResult) -> None:
     rows: list[tuple[str, Any]] = [("trained model", result.output_dir), ("run folder", result.run.path)]
     rows += [("loss curve", result.loss_curve)] if result.loss_curve else []
     rows += [("log", result.run.log_file), ("seconds", f"{result.seconds:.0f}")]
-    rows += [(name, round(result.metrics[name], 4)) for name in ("train_loss", "eval_loss") if name in result.metrics]
+    losses = {name: result.metrics.get(name) for name in ("train_loss", "eval_loss")}
+    rows += [(name, round(loss, 4)) for name, loss in losses.items() if loss is not None]
     for name, value in rows:
         output.data(f"{name:<15}{value}")
 

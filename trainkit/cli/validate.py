@@ -58,5 +58,6 @@ def run_validation(output: Output, settings: Settings) -> Prepared:
     values = prepared.config.values
     output.data(f"ok: {values['finetuning_type']} training of {values['model_name_or_path']} on {values['dataset']}")
     listed = [problem_json(problem) for problem in prepared.problems]
-    output.json({"ok": True, "problems": listed, "config": dict(values), "origin": dict(prepared.config.origin)})
+    origin = dict(prepared.config.origin)
+    output.json({"ok": True, "problems": listed, "config": prepared.public_values, "origin": origin})
     return prepared

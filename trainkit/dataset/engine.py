@@ -9,10 +9,12 @@ from __future__ import annotations
 import gc
 import os
 import signal
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from trainkit.dataset.batches import convert_block, convert_records, report_of
+from trainkit.dataset.write import flushing
 from trainkit.errors import TrainkitError
 from trainkit.lines import plan_blocks, read_chunks
 
@@ -114,12 +116,13 @@ def convert_with_workers(job: Job, blocks: list[Block], workers: int) -> None:
         there.close()
         processes.append(process)
     try:
-        for index, block in enumerate(blocks):
-            link = links[index % workers]
-            send(link, job.ledger.place(receive(link), job.sources[block.source]))
-            job.on_progress(block.stop - block.start)
-        for link in links:
-            receive(link)  # each says when its last block is on disk
+        with flushing(job.folder):
+            for index, block in enumerate(blocks):
+                link = links[index % workers]
+                send(link, job.ledger.place(receive(link), job.sources[block.source]))
+                job.on_progress(block.stop - block.start)
+            for link in links:
+                receive(link)  # each says when its last block is written
     finally:
         for process in processes:
             process.terminate()
@@ -169,4 +172,5 @@ def work(link: Connection[Any, Any], parents: list[Connection[Any, Any]], job: J
     except (EOFError, ConnectionError):
         return  # the parent is gone
     except (TrainkitError, OSError) as error:
-        link.send(error)
+        with suppress(ConnectionError):
+            link.send(error)

@@ -17,7 +17,9 @@ import filecmp
 import json
 import os
 import re
+import secrets
 import shutil
+import threading
 from contextlib import contextmanager
 from typing import IO, TYPE_CHECKING, Any
 
@@ -36,28 +38,58 @@ if TYPE_CHECKING:
 
 STAGING = ".trainkit-staging"
 REJECTED = "rejected.jsonl"
+FLUSH_SECONDS = 0.2
 
 
 @contextmanager
 def staging_folder(dataset_dir: Path, *, dry_run: bool) -> Iterator[Path | None]:
     """Yield an empty folder to write into, None for a dry run; it is removed on the way out.
 
-    The caller holds the lock of `dataset_dir`, so a folder of that name is what a killed process left, and so are the
-    files on their way to the registry and to the rejected rows.
+    The caller holds the lock of `dataset_dir`, so other folders of that kind are what a killed process left, and so are
+    the files on their way to the registry and to the rejected rows. The name is new each time: a worker that outlives
+    its killed parent by a moment must not write into this folder.
     """
     if dry_run:
         yield None
         return
-    folder = dataset_dir / STAGING
-    shutil.rmtree(folder, ignore_errors=True)
+    folder = dataset_dir / f"{STAGING}-{secrets.token_hex(4)}"
+    for left in dataset_dir.glob(f"{STAGING}-*"):
+        shutil.rmtree(left, ignore_errors=True)
     for name in (REGISTRY, REJECTED):
         for path in dataset_dir.glob(f".{name}.*.tmp"):
             path.unlink()
-    folder.mkdir(parents=True)
     try:
+        folder.mkdir(parents=True)
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def flushing(folder: Path | None) -> Iterator[None]:
+    """Bring the files of the folder to the disk from time to time, so that little is left to wait for at the end."""
+    if folder is None:
+        yield
+        return
+    done = threading.Event()
+    failures: list[OSError] = []
+
+    def flush() -> None:
+        try:
+            while not done.wait(FLUSH_SECONDS):
+                flush_folder(folder)
+        except OSError as error:
+            failures.append(error)
+
+    thread = threading.Thread(target=flush, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+    if failures:
+        raise failures[0]  # the system tells of a page that could not be written once only: not at the last flush
 
 
 def part_namer() -> Callable[[PartKey], str]:
@@ -105,9 +137,9 @@ def publish(
     write_text_atomic(staging / "README.md", readme_text(variants))
     write_json_atomic(staging / MANIFEST, manifest)
     flush_folder(staging)
-    folder = settle_folder(staging, dataset_dir, base, digest)
-    sync_folder(dataset_dir)
     try:
+        folder = settle_folder(staging, dataset_dir, base, digest)
+        sync_folder(dataset_dir)
         replace_entries(dataset_dir, base, folder.name, names)
     finally:
         remove_others(dataset_dir, base)

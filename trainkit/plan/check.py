@@ -16,6 +16,7 @@ from trainkit.plan.facts import Facts
 from trainkit.plan.families import check_model_folder, check_template, find_family
 from trainkit.plan.rules import RULES
 from trainkit.plan.secret import VARIABLE_OF_SECRET, shown
+from trainkit.plan.yamlfile import parse_scalar
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -87,14 +88,18 @@ def check_value(argument: Argument, value: Any) -> tuple[str, str] | None:
         return None
     allowed = TYPES.get(argument.kind)
     if allowed and not (isinstance(value, allowed) and (argument.kind == "bool" or not isinstance(value, bool))):
-        quoted = isinstance(value, str) and argument.kind in ("bool", "int", "float")
-        hint = "write it without quotes" if quoted else "put it in quotes" if argument.kind == "str" else ""
+        hint = "put it in quotes" if argument.kind == "str" else "write it without quotes" if is_quoted(value) else ""
         return f"is {shown(argument.name, value)}, not {SAID[argument.kind]}", hint
     if argument.choices and isinstance(value, str) and value not in argument.choices:
         near = difflib.get_close_matches(value, argument.choices, n=1)
         hint = f"did you mean {near[0]}?" if near else f"one of {', '.join(argument.choices[:12])}"
         return f"{value!r} is not one of its values", hint
     return _check_range(argument.name, value)
+
+
+def is_quoted(value: Any) -> bool:
+    """Whether a text would be a number, true or false without its quotes."""
+    return isinstance(value, str) and not isinstance(parse_scalar(value), str)
 
 
 def _check_range(key: str, value: Any) -> tuple[str, str] | None:

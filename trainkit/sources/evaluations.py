@@ -89,7 +89,7 @@ def parse_form(words: str) -> tuple[str, ...]:
         return ()
     if words == "all":
         return tuple(PREFIX_WORDS)
-    chosen = {word.strip() for word in words.split(",")}
+    chosen = {word.strip() for word in words.split(",")} - {""}
     if unknown := sorted(chosen - PREFIX_WORDS.keys()):
         raise UsageProblem(
             f"--metadata: {', '.join(unknown)} cannot be put into the prompt",

@@ -15,7 +15,7 @@ from trainkit.launch.process import stream
 from trainkit.plan.families import find_family
 from trainkit.runs.store import find_marker
 from trainkit.sources.evaluations import PREFIX_WORDS, metadata_prefix
-from trainkit.workflow.export import INSIDE, is_adapter
+from trainkit.workflow.export import INSIDE, check_base, is_adapter
 from trainkit.workflow.prepare import trainer_python
 
 if TYPE_CHECKING:
@@ -69,8 +69,10 @@ def plan_chat(model_dir: Path, options: ChatOptions) -> ChatPlan:
     if not lora and not (model_dir / "config.json").exists():
         raise ConfigError(f"{model_dir}: holds neither a model nor an adapter", "has its training ended?")
     marker = find_marker(model_dir) or {}
-    if lora and not marker:
+    if lora and not marker.get("model_name_or_path"):
         raise ConfigError(f"{model_dir}: an adapter without trainkit_run.json", "its base model is not known")
+    if lora:
+        check_base(model_dir, marker)
     form = [word for word in marker.get("metadata_form", []) if word in PREFIX_WORDS]
     request = {
         "model": marker["model_name_or_path"] if lora else str(model_dir),

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from trainkit.dataset.batches import Ledger, Recipe
 from trainkit.dataset.engine import Job, convert_sources
+from trainkit.dataset.registry import load_registry
 from trainkit.dataset.select import EVAL, Variant, make_split, make_variants
 from trainkit.dataset.write import RejectFile, fold_eval, part_namer, publish, staging_folder
 from trainkit.errors import InputError, TrainkitError, UsageProblem
@@ -95,6 +96,7 @@ def convert(
         return run(sources, dataset_dir, options, progress)
     try:
         with locked(dataset_dir):
+            load_registry(dataset_dir)  # a broken one is told before the work, not after it
             return run(sources, dataset_dir, options, progress)
     except OSError as error:
         hint = "is there space on the disk, and may you write there? The data set of before is untouched"
@@ -206,9 +208,10 @@ def check_filters(ledger: Ledger, options: ConvertOptions, num_rows: int) -> Non
     problems = []
     for key, wanted in options.filters.items():
         if unknown := sorted(wanted - ledger.seen[key]):
-            there = sorted(ledger.seen[key])
+            there = sorted(ledger.seen[key] - {""})
             listed = ", ".join(there[:MAX_LISTED]) + (", ..." if len(there) > MAX_LISTED else "")
-            problems.append(f"{key}: no row has {', '.join(unknown)}; there are: {listed or 'none'}")
+            words = ", ".join(value or "an empty value" for value in unknown)
+            problems.append(f"{key}: no row has {words}; there are: {listed or 'none'}")
     if problems:
         raise InputError("; ".join(problems), "nothing was published")
     if num_rows == 0:

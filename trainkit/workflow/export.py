@@ -11,14 +11,15 @@ from typing import TYPE_CHECKING, Any
 import trainkit.inside
 from trainkit import environment
 from trainkit.datatypes import TrainConfig
-from trainkit.errors import ConfigError, Interrupted, TrainerFailed, TrainkitError
+from trainkit.errors import ConfigError, Interrupted, TrainerFailed, TrainkitError, UsageProblem
 from trainkit.files import sync_folder, temporary_beside, write_text_atomic
 from trainkit.launch.diagnosis import diagnose, load_tail
 from trainkit.launch.llamafactory import export_command, find_trainer, program_command
 from trainkit.launch.process import capture, run
+from trainkit.plan.paths import local_path
 from trainkit.plan.render import render_yaml
 from trainkit.runs.store import MARKER, find_marker, write_marker
-from trainkit.workflow.prepare import trainer_python
+from trainkit.workflow.prepare import trainer_python, writing
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -63,27 +64,36 @@ def export(
         on_stage: told what is being done.
 
     Raises:
+        UsageProblem: a size or a device that there is not.
         ConfigError: the folder holds no trained model, or the output folder is somebody else's.
         TrainerFailed: LLaMA-Factory could not export it.
         TrainkitError: the exported model did not pass the check.
     """
+    check_options(options)
     marker = require_marker(model_dir)
     wanted = marker.get("export") or {}
-    target = (base / (options.output_dir or wanted.get("export_dir") or "exported_model")).absolute()
-    check_target(target, model_dir)
+    target = local_path(str(options.output_dir or wanted.get("export_dir") or "exported_model"), base)
+    check_target(target, model_dir, marker)
     staged = temporary_beside(target)
-    target.parent.mkdir(parents=True, exist_ok=True)
     try:
-        on_stage("merging" if is_adapter(model_dir) else "copying")
-        values = export_values(model_dir, marker, staged, options)
-        run_export(values, staged)
-        on_stage("checking the exported model")
-        report = verify(model_dir, marker, staged)
-        write_marker(staged, {**marker, "kind": "export", "source": str(model_dir), "report": report})
-        replace_folder(staged, target)
+        with writing(target):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            on_stage("merging" if is_adapter(model_dir) else "copying")
+            run_export(export_values(model_dir, marker, staged, options), staged)
+            on_stage("checking the exported model")
+            report = verify(model_dir, marker, staged)
+            write_marker(staged, {**marker, "kind": "export", "source": str(model_dir), "report": report})
+            replace_folder(staged, target)
     finally:
         shutil.rmtree(staged, ignore_errors=True)
     return ExportResult(target, report)
+
+
+def check_options(options: ExportOptions) -> None:
+    if options.size is not None and options.size < 1:
+        raise UsageProblem(f"--size {options.size}: must be at least 1 (GB)")
+    if options.device not in (None, "cpu", "auto"):
+        raise UsageProblem(f"--device {options.device}: must be cpu or auto", "auto uses the GPU")
 
 
 def require_marker(model_dir: Path) -> dict[str, Any]:
@@ -95,14 +105,26 @@ def require_marker(model_dir: Path) -> dict[str, Any]:
     if not model_dir.is_dir():
         raise ConfigError(f"{model_dir}: no such folder", "train first, or name the output_dir of a training")
     marker = find_marker(model_dir)
-    if marker is None:
+    if marker is None or not (marker.get("model_name_or_path") and marker.get("template")):
         raise ConfigError(
-            f"{model_dir}: there is no {MARKER}, so this is not the output of trainkit train",
+            f"{model_dir}: there is no {MARKER} of a training, so this is not the output of trainkit train",
             "name the output_dir of a training",
         )
     if not (is_adapter(model_dir) or (model_dir / "config.json").exists()):
         raise ConfigError(f"{model_dir}: holds no model yet", "the training has not ended; a checkpoint-N can be named")
+    check_base(model_dir, marker)
     return marker
+
+
+def check_base(model_dir: Path, marker: dict[str, Any]) -> None:
+    """Check that the model which an adapter was trained on is still there.
+
+    Raises:
+        ConfigError: it is not.
+    """
+    base = Path(str(marker["model_name_or_path"]))
+    if is_adapter(model_dir) and base.is_absolute() and not base.is_dir():
+        raise ConfigError(f"{base}: there is no such folder, and {model_dir} is an adapter of it", "put the model back")
 
 
 def is_adapter(model_dir: Path) -> bool:
@@ -110,18 +132,20 @@ def is_adapter(model_dir: Path) -> bool:
     return (model_dir / ADAPTER_FILE).exists()
 
 
-def check_target(target: Path, model_dir: Path) -> None:
+def check_target(target: Path, model_dir: Path, marker: dict[str, Any]) -> None:
     """Check that the output folder is free, or an earlier export.
 
     Raises:
-        ConfigError: it holds something else.
+        ConfigError: it holds something else, or what the export is made of.
     """
-    if target == model_dir.absolute():
-        raise ConfigError(f"{target}: is the trained model itself", "choose another --output-dir")
+    if model_dir.absolute().is_relative_to(target):
+        raise ConfigError(f"{target}: is the trained model itself, or holds it", "choose another --output-dir")
+    if Path(str(marker["model_name_or_path"])).is_relative_to(target):
+        raise ConfigError(f"{target}: is the model that was trained, or holds it", "choose another --output-dir")
     if not target.exists() or (target.is_dir() and not any(target.iterdir())):
         return
-    marker = find_marker(target) if target.is_dir() else None
-    if marker is None or marker.get("kind") != "export":
+    earlier = find_marker(target) if target.is_dir() else None
+    if earlier is None or earlier.get("kind") != "export":
         raise ConfigError(f"{target}: exists and was not written by trainkit export", "choose another --output-dir")
 
 

@@ -13,7 +13,7 @@ from trainkit.launch.llamafactory import program_command
 from trainkit.launch.process import capture
 from trainkit.plan.templates import templates_folder
 from trainkit.workflow.export import INSIDE, last_json
-from trainkit.workflow.prepare import trainer_python
+from trainkit.workflow.prepare import trainer_python, writing
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -39,24 +39,24 @@ def init(
         The paths that were made, and those that were there.
 
     Raises:
-        TrainkitError: the tiny model could not be made.
+        TrainkitError: the folder cannot be written, or the tiny model could not be made.
     """
     templates = templates_folder()
     files = {CONFIG: templates / "demo" / CONFIG if demo else templates / CONFIG}
     if demo:
         files[EVALUATIONS] = templates / "demo" / "evaluations.jsonl"
-    made, kept = [], []
-    for name, source in files.items():
-        path = folder / name
-        if path.exists():
-            kept.append(path)
-        else:
-            write_bytes_atomic(path, source.read_bytes())
-            made.append(path)
-    for name in FOLDERS:
-        path = folder / name
-        (kept if path.is_dir() else made).append(path)
-        path.mkdir(parents=True, exist_ok=True)
+    made: list[Path] = []
+    kept: list[Path] = []
+    with writing(folder):
+        for name, source in files.items():
+            path = folder / name
+            (kept if path.exists() else made).append(path)
+            if not path.exists():
+                write_bytes_atomic(path, source.read_bytes())
+        for name in FOLDERS:
+            path = folder / name
+            (kept if path.is_dir() else made).append(path)
+            path.mkdir(parents=True, exist_ok=True)
     if demo:
         model = folder / MODEL
         (kept if model.exists() else made).append(model)

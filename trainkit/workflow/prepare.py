@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,21 +11,31 @@ from typing import TYPE_CHECKING, Any
 from trainkit import environment
 from trainkit.dataset.registry import check_datasets, find_eval_name
 from trainkit.datatypes import Problem
-from trainkit.errors import ConfigError, InputError, ProblemsFound
+from trainkit.errors import ConfigError, InputError, ProblemsFound, TrainkitError
 from trainkit.plan.arguments import load_arguments
 from trainkit.plan.check import check_config
 from trainkit.plan.config import build_config, parse_override
 from trainkit.plan.hardware import find_hardware
+from trainkit.plan.paths import MODEL_KEYS, local_path
+from trainkit.plan.secret import is_secret
 from trainkit.plan.templates import templates_folder
 from trainkit.plan.yamlfile import load_yaml
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from trainkit.datatypes import Hardware, TrainConfig
     from trainkit.plan.arguments import TrainerSchema
 
 DEFAULT_CONFIG = Path("training_config.yaml")
+# What a trainer leaves in its output folder; a folder with none of these is not ours to move.
+TRAINER_FILES = (
+    "trainkit_run.json",
+    "trainer_log.jsonl",
+    "trainer_state.json",
+    "all_results.json",
+    "adapter_config.json",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +77,11 @@ class Prepared:
         return Path(str(self.config.values.get("dataset_dir", "data")))
 
     @property
+    def public_values(self) -> dict[str, Any]:
+        """The configuration without the secrets in it, as a report may show it."""
+        return {key: value for key, value in self.config.values.items() if not is_secret(key)}
+
+    @property
     def datasets(self) -> list[str]:
         """The names of the training data sets."""
         return names_of(self.config.values.get("dataset"))
@@ -83,7 +99,7 @@ def prepare(settings: Settings) -> Prepared:
     hardware = find_hardware(env)
     config = build(settings, schema, hardware)
     problems = check_config(config, schema, hardware, force_template=settings.force_template)
-    problems += check_data(config)
+    problems += [*check_output(config, settings.base), *check_data(config)]
     order = {"error": 0, "warning": 1, "note": 2}
     problems = sorted([*problems, *config.notes], key=lambda problem: order[problem.level])
     return Prepared(config, schema, hardware, tuple(problems))
@@ -165,11 +181,48 @@ def check_data(config: TrainConfig) -> list[Problem]:
         return []
     names = names_of(values.get("dataset"))
     if not names:
-        return [Problem("dataset", "no data set is named", "-d NAME, or dataset: NAME in the configuration")]
+        hint = "-d NAME, or dataset: NAME in the configuration"
+        # nothing at all in that place is a matter of check_config
+        return [Problem("dataset", "no data set is named", hint)] if values.get("dataset") else []
     problems = check_datasets(dataset_dir, names, "dataset")
     if eval_names := names_of(values.get("eval_dataset")):
         problems += check_datasets(dataset_dir, eval_names, "eval_dataset")
     return problems
+
+
+def check_output(config: TrainConfig, base: Path) -> list[Problem]:
+    """Return what speaks against the output folder: a new training moves aside all that is in it."""
+    folder = Path(str(config.values.get("output_dir") or ""))
+    if not folder.is_absolute() or not folder.is_dir() or not any(folder.iterdir()):
+        return []
+    where = f"{config.origin['output_dir']} output_dir"
+    hint = "choose an empty or new folder"
+    if used := read_from(config, folder):
+        return [Problem(where, f"{folder}: is or holds what this training reads ({', '.join(used)})", hint)]
+    ours = any((folder / name).exists() for name in TRAINER_FILES) or any(folder.glob("checkpoint-*"))
+    if not ours or folder in (base, *base.parents):
+        return [Problem(where, f"{folder}: is not empty and holds no training", hint)]
+    return []
+
+
+def read_from(config: TrainConfig, folder: Path) -> list[str]:
+    """Return the keys that name something in a folder for the trainer to read."""
+    named = {key: str(config.values.get(key) or "").split(",") for key in (*MODEL_KEYS, "dataset_dir")}
+    return [key for key, paths in named.items() if any(Path(path).is_relative_to(folder) for path in paths)]
+
+
+@contextmanager
+def writing(place: Path) -> Iterator[None]:
+    """Turn what the disk refuses into words.
+
+    Raises:
+        TrainkitError: something in or below `place` cannot be written.
+    """
+    try:
+        yield
+    except OSError as error:
+        hint = "is there space on the disk, and may you write there?"
+        raise TrainkitError(f"{error.filename or place}: {error.strerror or error}", hint) from error
 
 
 def names_of(value: Any) -> list[str]:
@@ -191,12 +244,12 @@ def cache_folder() -> Path:
 
 def output_dir_of(settings: Settings) -> Path:
     """Return the output folder that the configuration names."""
-    return settings.base / str(configured(settings, "output_dir", "saves/reward_model_training"))
+    return local_path(str(configured(settings, "output_dir", "saves/reward_model_training")), settings.base)
 
 
 def dataset_dir_of(settings: Settings) -> Path:
     """Return the folder of dataset_info.json that the configuration names."""
-    return settings.base / str(configured(settings, "dataset_dir", "data"))
+    return local_path(str(configured(settings, "dataset_dir", "data")), settings.base)
 
 
 def configured(settings: Settings, key: str, default: str) -> Any:
@@ -204,6 +257,6 @@ def configured(settings: Settings, key: str, default: str) -> Any:
     for word in reversed(settings.overrides):
         name, value = parse_override(word)
         if name == key:
-            return value
+            return value or default
     file = find_config(settings)
     return (load_yaml(file).values.get(key) if file else None) or default

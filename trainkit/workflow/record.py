@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from datetime import UTC, datetime
+from math import isfinite
 from typing import TYPE_CHECKING, Any
 
 from trainkit.dataset.registry import find_files, find_manifest
@@ -75,12 +76,16 @@ def marker_of(plan: TrainPlan, run_folder: Run) -> dict[str, Any]:
 
 
 def find_metrics(output_dir: Path, outcome: Outcome) -> dict[str, Any]:
-    """Return the trainer's own final metrics, empty for a training that did not end."""
+    """Return the trainer's own final metrics, empty for a training that did not end; null for one that is no number."""
     path = output_dir / "all_results.json"
     if outcome.exit_code != 0 or not path.exists():
         return {}
     metrics = load_json(path)
-    return metrics if isinstance(metrics, dict) else {}
+    if not isinstance(metrics, dict):
+        return {}
+    # the trainer writes NaN, which is not JSON
+    broken = {name for name, value in metrics.items() if isinstance(value, float) and not isfinite(value)}
+    return metrics | dict.fromkeys(broken)
 
 
 def finish_run(run_folder: Run, manifest: dict[str, Any], outcome: Outcome, metrics: dict[str, Any]) -> None:

@@ -17,6 +17,7 @@ from trainkit.launch.llamafactory import find_trainer, train_command
 from trainkit.launch.monitoring import Monitoring, plan_monitoring
 from trainkit.launch.process import run
 from trainkit.launch.reach import can_reach
+from trainkit.plan.paths import local_path
 from trainkit.plan.render import secret_environment
 from trainkit.runs.checkpoints import Resume, plan_resume, set_aside
 from trainkit.runs.progress import ProgressReader
@@ -26,7 +27,7 @@ from trainkit.runs.store import (
     create_run,
     find_marker,
 )
-from trainkit.workflow.prepare import Prepared, Settings, prepare, require_sound, trainer_python
+from trainkit.workflow.prepare import Prepared, Settings, prepare, read_from, require_sound, trainer_python, writing
 from trainkit.workflow.record import SAME_RUN, find_metrics, finish_run, start_run
 
 if TYPE_CHECKING:
@@ -35,14 +36,6 @@ if TYPE_CHECKING:
     from trainkit.datatypes import Command, Outcome, Step, TrainConfig
 
 LOG_ROOT = Path("logs")
-# What a trainer leaves in its output folder; a folder with none of these is not ours to move.
-TRAINER_FILES = (
-    "trainkit_run.json",
-    "trainer_log.jsonl",
-    "trainer_state.json",
-    "all_results.json",
-    "adapter_config.json",
-)
 
 Monitor = Literal["swanlab", "wandb", "none"]
 
@@ -104,7 +97,7 @@ def plan_training(settings: Settings, options: TrainOptions) -> TrainPlan:
     """
     prepared = prepare(settings)
     require_sound(prepared)
-    resume = choose_resume(prepared.config, options.resume)
+    resume = choose_resume(prepared.config, options.resume, settings.base)
     return lay_out(prepared, resume, options, settings.base / LOG_ROOT / "RUN")
 
 
@@ -130,16 +123,18 @@ def train(
     prepared = prepare(settings)
     require_sound(prepared)
     find_trainer(trainer_python())
-    resume = choose_resume(prepared.config, options.resume)
-    moved = make_room(resume, prepared.config, settings.base)
-    run_folder = create_run(settings.base / LOG_ROOT, run_name(settings), datetime.now().astimezone())
-    plan = lay_out(prepared, resume, options, run_folder.path)
-    plan = dataclasses.replace(plan, notes=(*plan.notes, *moved))
-    manifest = start_run(plan, run_folder, settings)
+    resume = choose_resume(prepared.config, options.resume, settings.base)
+    with writing(settings.base):
+        moved = make_room(resume, prepared.config)
+        run_folder = create_run(settings.base / LOG_ROOT, run_name(settings), datetime.now().astimezone())
+        plan = lay_out(prepared, resume, options, run_folder.path)
+        plan = dataclasses.replace(plan, notes=(*plan.notes, *moved))
+        manifest = start_run(plan, run_folder, settings)
     on_start(plan, run_folder)
     outcome, last = follow(plan, run_folder, on_step)
     metrics = find_metrics(plan.output_dir, outcome)
-    finish_run(run_folder, manifest, outcome, metrics)
+    with writing(run_folder.path):
+        finish_run(run_folder, manifest, outcome, metrics)
     check_outcome(outcome, run_folder, plan)
     check_progress(last, resume, run_folder)
     notes = (*plan.notes, *check_learning(run_folder, metrics))
@@ -204,8 +199,10 @@ def run_name(settings: Settings) -> str:
     return str(option).replace(",", "+") if option else "train"
 
 
-def choose_resume(config: TrainConfig, asked: str | None) -> Resume:
+def choose_resume(config: TrainConfig, asked: str | None, base: Path) -> Resume:
     """Decide where the training starts, from the option, the configuration, and what the output folder holds.
+
+    A checkpoint that the option names is looked for from `base`; the trainer works in another folder.
 
     Raises:
         ConfigError: the training there has finished or is another one, or the chosen checkpoint is not complete.
@@ -224,7 +221,7 @@ def choose_resume(config: TrainConfig, asked: str | None) -> Resume:
         if plan.checkpoint:
             check_same_run(config, output_dir)
         return plan
-    return plan_resume(output_dir, Path(choice))
+    return plan_resume(output_dir, local_path(choice, base))
 
 
 def check_same_run(config: TrainConfig, output_dir: Path) -> None:
@@ -284,19 +281,23 @@ def without(values: Any, *keys: str) -> dict[str, Any]:
     return {key: value for key, value in values.items() if key not in keys}
 
 
-def make_room(resume: Resume, config: TrainConfig, base: Path) -> list[Problem]:
-    """Move an earlier training out of the way of one that starts from the beginning; return a word on it.
+def make_room(resume: Resume, config: TrainConfig) -> list[Problem]:
+    """Move an earlier training out of the way of one that does not go on from it; return a word on it.
 
     Raises:
-        ConfigError: the output folder holds something that no trainer wrote.
+        ConfigError: the place to move it to holds what this training reads.
     """
     folder = Path(str(config.values["output_dir"]))
-    if resume.checkpoint or not folder.is_dir() or not any(folder.iterdir()):
+    start = resume.checkpoint.path if resume.checkpoint else None
+    if (start and start.is_relative_to(folder)) or not folder.is_dir() or not any(folder.iterdir()):
         return []
-    ours = any((folder / name).exists() for name in TRAINER_FILES) or any(folder.glob("checkpoint-*"))
-    if not ours or folder in (base, *base.parents):
-        raise ConfigError(f"output_dir {folder}: is not empty and holds no training", "choose an empty or new folder")
-    previous = set_aside(folder)
+    previous = folder.with_name(f"{folder.name}.previous")
+    if (start and start.is_relative_to(previous)) or read_from(config, previous):
+        raise ConfigError(
+            f"{previous}: is read by this training, and {folder} would take its place",
+            "rename it, or choose another output_dir",
+        )
+    set_aside(folder)
     return [Problem("output_dir", f"the earlier training there was kept as {previous}", level="note")]
 
 

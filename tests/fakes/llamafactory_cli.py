@@ -1,0 +1,147 @@
+"""Stands in for llamafactory-cli: checks the command and its configuration, then behaves as told.
+
+Told by the JSON in $FAKE_TRAINER; every call is written down in $FAKE_CALLS. A wrong call ends with exit code 99.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+import zipfile
+from pathlib import Path
+from typing import Any, NoReturn
+
+import yaml
+
+KNOWN = set(json.loads((Path(__file__).parent.parent / "plan" / "schema.json").read_text())["arguments"])
+KEYS = ("SWANLAB_API_KEY", "WANDB_API_KEY", "HF_TOKEN", "MODELSCOPE_API_TOKEN", "FORCE_TORCHRUN", "NPROC_PER_NODE")
+TOLD = json.loads(os.environ.get("FAKE_TRAINER") or "{}")
+
+
+def refuse(why: str) -> NoReturn:
+    print(f"FakeRefusedError: {why}", flush=True)
+    sys.exit(99)
+
+
+def load_config() -> dict[str, Any]:
+    if len(sys.argv) != 3 or sys.argv[1] not in ("train", "export"):
+        refuse(f"called with {sys.argv[1:]}")
+    values = yaml.safe_load(Path(sys.argv[2]).read_text(encoding="utf-8"))
+    if unknown := set(values) - KNOWN:
+        refuse(f"unknown keys {sorted(unknown)}")
+    if secret := [key for key in values if key.endswith(("_token", "api_key"))]:
+        refuse(f"a secret in the file: {secret}")
+    if sys.stdin.read():
+        refuse("stdin is not empty")
+    return values
+
+
+def write_down(values: dict[str, Any]) -> None:
+    call = {
+        "program": sys.argv[1],
+        "cwd": str(Path.cwd()),
+        "file": sys.argv[2],
+        "values": values,
+        "env": {name: os.environ[name] for name in os.environ if name in KEYS or name.startswith("WANDB_")},
+    }
+    with Path(os.environ["FAKE_CALLS"]).open("a") as file:
+        file.write(json.dumps(call) + "\n")
+
+
+def save_weights(path: Path) -> None:
+    header = json.dumps({"w": {"dtype": "F32", "shape": [4], "data_offsets": [0, 16]}}).encode()
+    path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(16))
+
+
+def save_archive(path: Path) -> None:
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("archive/data.pkl", b"x" * 50)
+
+
+def save_model(folder: Path, kind: str) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    if kind == "lora":
+        (folder / "adapter_config.json").write_text("{}")
+        save_weights(folder / "adapter_model.safetensors")
+    else:
+        (folder / "config.json").write_text('{"model_type": "qwen2"}')
+        save_weights(folder / "model.safetensors")
+    (folder / "tokenizer.json").write_text("{}")
+
+
+def save_checkpoint(folder: Path, kind: str, step: int, total: int) -> None:
+    save_model(folder, kind)
+    for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth"):
+        save_archive(folder / name)
+    state = {"global_step": step, "max_steps": total, "epoch": TOLD.get("epochs", 3.0) * step / total}
+    (folder / "trainer_state.json").write_text(json.dumps(state))
+
+
+def first_step(values: dict[str, Any]) -> int:
+    checkpoint = values.get("resume_from_checkpoint")
+    if checkpoint is None:
+        if values.get("overwrite_output_dir") is not True:
+            refuse("may resume by itself: neither resume_from_checkpoint nor overwrite_output_dir")
+        return 0
+    if not Path(checkpoint).is_absolute() or not (Path(checkpoint) / "trainer_state.json").exists():
+        refuse(f"cannot resume from {checkpoint}")
+    return int(json.loads((Path(checkpoint) / "trainer_state.json").read_text())["global_step"])
+
+
+def train(values: dict[str, Any]) -> None:
+    output = Path(values["output_dir"])
+    if not output.is_absolute() or not (output / "trainkit_run.json").exists():
+        refuse(f"output_dir {output} is relative or was not prepared")
+    if Path.cwd() != Path(sys.argv[2]).absolute().parent or not Path("run.json").exists():
+        refuse(f"started in {Path.cwd()}, which is not the run's folder")
+    if not Path(values["model_name_or_path"]).is_absolute():
+        refuse("the model's path is relative")
+    start, total = first_step(values), TOLD.get("total", 3)
+    for step in range(start + 1, TOLD.get("stop_at", total) + 1):
+        make_step(output, values["finetuning_type"], step, total)
+    print(TOLD.get("log", ""), flush=True)
+    if TOLD.get("wait"):
+        (output / "ready").touch()
+        time.sleep(60)
+    if TOLD.get("exit"):
+        sys.exit(TOLD["exit"])
+    save_model(output, values["finetuning_type"])
+    (output / "training_loss.png").write_bytes(b"PNG")
+    (output / "all_results.json").write_text(
+        TOLD.get("results", '{"train_loss": 0.51236, "eval_loss": 0.75, "epoch": 3.0}')
+    )
+
+
+def make_step(output: Path, kind: str, step: int, total: int) -> None:
+    row = {"current_steps": step, "total_steps": total, "loss": 1.0 / step, "lr": 1e-4, "elapsed_time": "0:00:30"}
+    with (output / "trainer_log.jsonl").open("a") as log:
+        log.write(json.dumps(row) + "\n")
+    print(f"{{'loss': {1.0 / step}}}", flush=True)
+    if TOLD.get("save", True):
+        save_checkpoint(output / f"checkpoint-{step}", kind, step, total)
+    time.sleep(TOLD.get("pause", 0))
+
+
+def export(values: dict[str, Any]) -> None:
+    adapter = values.get("adapter_name_or_path")
+    if (values["finetuning_type"] == "lora") != (adapter is not None):
+        refuse("an adapter goes with finetuning_type lora, and only with it")
+    if adapter and not (Path(adapter) / "adapter_config.json").exists():
+        refuse(f"{adapter} holds no adapter")
+    if not (Path(values["model_name_or_path"]) / "config.json").exists() or Path(values["export_dir"]).exists():
+        refuse("there is no model, or the export is there already")
+    print(TOLD.get("log", ""), flush=True)
+    save_model(Path(values["export_dir"]), "full")
+    if TOLD.get("wait"):
+        (Path(values["export_dir"]) / "ready").touch()
+        time.sleep(60)
+    if TOLD.get("export_exit"):
+        sys.exit(TOLD["export_exit"])
+
+
+if __name__ == "__main__":
+    config = load_config()
+    write_down(config)
+    (train if sys.argv[1] == "train" else export)(config)

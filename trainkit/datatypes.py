@@ -140,7 +140,7 @@ Example = tuple[str, str, str, bytes, bytes]
 
 
 class PartKey(NamedTuple):
-    """Which rows are in one file of a data set; `task` is None where tasks are not kept apart.
+    """What rows of a data set have in common; `task` is None where tasks are not kept apart.
 
     `PartKey("train", "clip", "deepseek-chat", "webshaper_qa_0")`
     """
@@ -153,12 +153,18 @@ class PartKey(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """One file of a data set: `Part("clip__deepseek_chat.jsonl", key, num_rows=9123, num_bytes=50123456)`."""
+    """The rows of one key in the file of its side, as ranges [start, stop) of row numbers in rising order.
 
-    file_name: str
+    `Part(PartKey("train", "clip", "deepseek-chat", None), ((0, 4), (9, 12)))` are seven rows.
+    """
+
     key: PartKey
-    num_rows: int
-    num_bytes: int
+    ranges: tuple[tuple[int, int], ...]
+
+    @property
+    def num_rows(self) -> int:
+        """How many rows there are."""
+        return sum(stop - start for start, stop in self.ranges)
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,11 +16,14 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import zstandard
 
+from trainkit import lines
 from trainkit.cli import main
-from trainkit.dataset.registry import find_files, load_registry
+from trainkit.dataset.registry import entry_for, load_registry
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from conftest import Done, Place
 
     Run = Callable[..., tuple[int, str, str]]
 
@@ -104,7 +107,18 @@ def sample(tmp_path: Path) -> Path:
 
 
 def rows(name: str, data: Path = Path("data")) -> list[dict[str, Any]]:
-    return [json.loads(line) for path in find_files(data, name) for line in path.read_bytes().splitlines()]
+    """The rows that the trainer takes for an entry."""
+    entry = load_registry(data)[name]
+    held = (data / entry["file_name"]).read_bytes().split(b"\n")[:-1]
+    pieces = entry["split"].split("+") if "split" in entry else [f"train[0:{len(held)}]"]
+    found = []
+    for piece in pieces:
+        bounds = re.fullmatch(r"train\[(\d+):(\d+)\]", piece)
+        assert bounds is not None
+        start, stop = map(int, bounds.groups())
+        assert start < stop <= len(held)
+        found += held[start:stop]
+    return [json.loads(line) for line in found]
 
 
 def prompts(name: str) -> list[str]:
@@ -138,19 +152,12 @@ def test_the_sample_with_all_its_variants(run: Run) -> None:
         "dataset_info.json",
     ]
     (folder,) = Path("data").glob("reward_model-*")
-    assert sorted(path.name for path in folder.iterdir()) == [
-        "README.md",
-        *sorted(
-            f"{kind}__{judge}__webshaper_qa_0.jsonl"
-            for kind in ("category", "clip", "final")
-            for judge in ("deepseek_chat", "kimi_k2_0711_preview")
-        ),
-        "manifest.json",
-    ]
+    assert sorted(path.name for path in folder.iterdir()) == ["manifest.json", "train.jsonl"]
     manifest = json.loads((folder / "manifest.json").read_text())
     assert manifest["metadata_form"] == ["type", "category"]
     assert manifest["split"] is None
-    assert {name: variant["rows"] for name, variant in manifest["variants"].items()} == COUNTS
+    assert manifest["files"] == {"train.jsonl": {"rows": 8, "bytes": (folder / "train.jsonl").stat().st_size}}
+    assert manifest["variants"] == {name: {"rows": count, "side": "train"} for name, count in COUNTS.items()}
 
 
 @pytest.mark.usefixtures("sample")
@@ -167,41 +174,24 @@ def test_what_the_trainer_reads_is_what_was_said(run: Run) -> None:
     assert sorted(found, key=str) == sorted(expected, key=str)
 
 
-def test_the_readme_names_the_files_of_each_variant(run: Run, sample: Path) -> None:
-    sample.write_bytes(jsonl([SAMPLE[0] | {"metadata": {"evaluation_type": "clip", "model_name": "任:务"}}]))
+@pytest.mark.usefixtures("sample")
+def test_the_registry_names_the_rows_of_each_variant(run: Run) -> None:
+    # sorted by type, then judge: two rows of each judge on clips, one on categories, one final
     assert run()[0] == 0
     (folder,) = Path("data").glob("reward_model-*")
-    assert (
-        (folder / "README.md").read_text(encoding="utf-8")
-        == """\
----
-configs:
-- config_name: "reward_model_full"
-  data_files:
-  - split: train
-    path:
-    - "clip__任_务__no_task.jsonl"
-- config_name: "reward_model_clip"
-  data_files:
-  - split: train
-    path:
-    - "clip__任_务__no_task.jsonl"
-- config_name: "reward_model_任_务"
-  data_files:
-  - split: train
-    path:
-    - "clip__任_务__no_task.jsonl"
----
-
-# Written by trainkit convert
-
-| variant | rows |
-|---|---|
-| reward_model_full | 1 |
-| reward_model_clip | 1 |
-| reward_model_任_务 | 1 |
-"""
-    )
+    ranges = {
+        "reward_model_full": [],
+        "reward_model_clip": [(0, 4)],
+        "reward_model_category": [(4, 6)],
+        "reward_model_final": [(6, 8)],
+        "reward_model_deepseek_chat": [(0, 2), (4, 5), (6, 7)],
+        "reward_model_kimi_k2_0711_preview": [(2, 4), (5, 6), (7, 8)],
+        "reward_model_webshaper_qa_0": [],
+    }
+    registry = load_registry(Path("data"))
+    assert registry == {name: entry_for(f"{folder.name}/train.jsonl", pairs) for name, pairs in ranges.items()}
+    assert list(registry) == list(ranges)
+    assert registry["reward_model_deepseek_chat"]["split"] == "train[0:2]+train[4:5]+train[6:7]"
 
 
 @pytest.mark.skipif(not REAL.exists(), reason="the real sample lies beside the repository")
@@ -569,8 +559,6 @@ def test_names_that_collide(run: Run, sample: Path) -> None:
             assert len(found) == 1
             seen.setdefault(found.pop(), set()).add((variants[name]["side"],))
     assert set(seen) == set(judges)
-    files = [path.name.casefold() for path in folder.glob("*.jsonl")]
-    assert len(set(files)) == len(files)
     assert sum(len(path.read_bytes().splitlines()) for path in folder.glob("*.jsonl")) == 3 * len(judges)
 
 
@@ -745,62 +733,109 @@ def test_an_entry_of_somebody_else(run: Run) -> None:
     assert set(load_registry(Path("data"))) == {"reward_model_clip", "own"}
 
 
+# -- what the other commands say of a file that was edited
+
+
+def test_an_edited_file_is_told_before_the_training(ready: Place) -> None:
+    (file,) = ready.path("data").glob("reward_model-*/train.jsonl")
+    name = f"data/{file.parent.name}/train.jsonl"
+    content = file.read_bytes()
+    count = content.count(b"\n")
+    assert "edited" not in ready.trainkit("validate", "-d", "reward_model_clip").err
+
+    file.write_bytes(content.replace(b"Judge step", b"Judge the step"))
+    done = ready.trainkit("validate", "-d", "reward_model_clip")
+    assert done.code == 0
+    assert f"dataset reward_model_clip: {name} was edited since the conversion: {count} rows" in tidy(done)
+
+    file.write_bytes(content + content.splitlines(keepends=True)[0])
+    for verb in ("validate", "train"):
+        done = ready.trainkit(verb, "-d", "reward_model_clip")
+        assert done.code == 1
+        assert (
+            f"dataset reward_model_clip: {name} has {count + 1} rows, and {count} when it was written: "
+            "the entry's ranges do not hold any more"
+        ) in tidy(done)
+        assert "run trainkit convert again, or train on the variant that holds all rows" in tidy(done)
+    assert ready.calls("llamafactory-cli") == []
+    done = ready.trainkit("validate", "-d", "reward_model_full")
+    assert done.code == 0
+    assert f"dataset reward_model_full: {name} was edited since the conversion: {count + 1} rows" in tidy(done)
+
+
+def tidy(done: Done) -> str:
+    """What a command said, in one line and with paths relative to its folder."""
+    return " ".join((done.out + done.err).split()).replace("WORK/", "")
+
+
 # -- the trainer itself
 
 LOADER = """
 import json, sys
 from types import SimpleNamespace
+from pathlib import Path
 from llamafactory.data.loader import _get_merged_dataset
 from llamafactory.hparams import DataArguments
 
-data, cache, names = sys.argv[1], sys.argv[2], sys.argv[3:]
+data, cache, files, names = sys.argv[1], sys.argv[2], sys.argv[3].split(","), sys.argv[4:]
 training = SimpleNamespace(seed=0, dataloader_num_workers=1, local_process_index=0)
 model = SimpleNamespace(cache_dir=cache, hf_hub_token=None, ms_hub_token=None, om_hub_token=None)
-found = []
-for workers in (1, 2):
+found = {}
+
+def load(when, workers):
     for name in names:
         arguments = DataArguments(dataset=name, dataset_dir=data, template="qwen", preprocessing_num_workers=workers)
-        rows = list(_get_merged_dataset(arguments.dataset, model, arguments, training, "sft"))
-        first = rows[0]
-        found.append([name, len(rows), first["_prompt"], first["_response"], first["_system"], first["_tools"]])
+        rows = _get_merged_dataset(arguments.dataset, model, arguments, training, "sft")
+        found[f"{when} {workers} {name}"] = [[row["_" + key] for key in KEYS] for row in rows]
+
+KEYS = ("prompt", "response", "system", "tools")
+for workers in (1, 2):
+    load("written", workers)
+for file in map(Path, files):
+    content = file.read_bytes().split(b"\\n")
+    content[1] = content[1].replace(b"You judge", b"You grade")  # not a byte longer
+    file.write_bytes(b"\\n".join(content))
+for workers in (1, 2):
+    load("edited", workers)
 print("FOUND" + json.dumps(found))
 """
+ROLES = {"human": "user", "gpt": "assistant", "function_call": "function", "observation": "observation"}
+
+
+def as_loaded(row: dict[str, Any]) -> list[Any]:
+    """What the trainer makes of a row: the turns but the last, the last, the system text, the tools."""
+    turns = [{"role": ROLES[turn["from"]], "content": turn["value"]} for turn in row["conversations"]]
+    return [turns[:-1], turns[-1:], row["system"], row["tools"]]
 
 
 @pytest.mark.slow
-def test_the_trainer_loads_every_entry(run: Run, sample: Path, tmp_path: Path) -> None:
-    records = [evaluation("clip", JUDGES[n % 2], n, task_id=f"任务/{n % 6}", category=None) for n in range(60)]
+def test_the_trainer_loads_every_entry(run: Run, sample: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lines, "BLOCK_BYTES", 4000)
+    kinds = ("clip", "clip", "category", "final")
+    records = [evaluation(kinds[n * 7 % 4], JUDGES[n % 2], n, task_id=f"任务/{n % 6}") for n in range(60)]
     asked = {"from": "human", "value": "q"}
     turns = [asked, {"from": "function_call", "value": '{"name": "f", "arguments": {}}'}]
     turns += [{"from": "observation", "value": "[1]"}, {"from": "gpt", "value": "a"}]
-    records += [
-        {
-            "conversations": turns,
-            "system": "Be fair.",
-            "tools": '[{"name": "f"}]',
-            "metadata": {"evaluation_type": "final"},
-        }
-    ]
+    metadata = {"evaluation_type": "tool"}
+    records += [{"conversations": turns, "system": "Be fair.", "tools": '[{"name": "f"}]', "metadata": metadata}]
     sample.write_bytes(jsonl(records))
     assert run("--split-eval", "--eval-ratio", "0.4", "--min-samples", "2")[0] == 0
-    names = [*load_registry(Path("data")), "reward_model_full,reward_model_clip"]
-    expected = []
-    for name in names:
-        wanted = [row for one in name.split(",") for row in rows(one)]
-        first = wanted[0]
-        said = [turn["value"] for turn in first["conversations"]]
-        expected.append([name, len(wanted), said[0], said[-1], first["system"]])
-    assert len(names) > 8
+    registry = load_registry(Path("data"))
+    assert sum(entry.get("split", "").count("+") > 2 for entry in registry.values()) > 4
+    names = [*registry, "reward_model_full,reward_model_clip"]
+
+    def expected(when: str) -> dict[str, list[Any]]:
+        wanted = {name: [as_loaded(row) for one in name.split(",") for row in rows(one)] for name in names}
+        return {f"{when} {workers} {name}": found for workers in (1, 2) for name, found in wanted.items()}
+
+    written = expected("written")
+    files = [str(path) for path in Path("data").glob("reward_model-*/*.jsonl")]
+    assert len(files) == 2
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "hf"), "USE_MODELSCOPE_HUB": "0"}
-    argv = [sys.executable, "-c", LOADER, "data", str(tmp_path / "cache"), *names]
+    argv = [sys.executable, "-c", LOADER, "data", str(tmp_path / "cache"), ",".join(files), *names]
     done = subprocess.run(argv, capture_output=True, text=True, env=environment, timeout=600, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     found = json.loads(done.stdout.split("FOUND")[1])
-    shown = [
-        [name, count, prompt[0]["content"], reply[0]["content"], system]
-        for name, count, prompt, reply, system, _ in found
-    ]
-    assert shown == expected * 2
-    (final,) = [entry for entry in found[: len(names)] if entry[0] == "reward_model_final"]
-    assert [message["role"] for message in final[2]] == ["user", "function", "observation"]
-    assert final[5] == '[{"name": "f"}]'
+    edited = expected("edited")
+    assert sum("You grade" in str(loaded) for loaded in edited.values()) >= 6
+    assert found == written | edited

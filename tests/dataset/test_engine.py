@@ -10,11 +10,12 @@ import signal
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import xxhash
 
 from trainkit import lines
 from trainkit.dataset.batches import Ledger, Recipe, convert_block, report_of
 from trainkit.dataset.engine import Job, receive, send, work, write_at
-from trainkit.datatypes import PartKey, Reject
+from trainkit.datatypes import Part, PartKey, Reject
 from trainkit.errors import InputError, Rejected, TrainkitError
 from trainkit.lines import find_source, plan_blocks
 
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-ONE = PartKey("train", "one", "j", "")
+ONE = PartKey("train", "one", "j", None)
 
 
 def to_example(line: bytes) -> Any:
@@ -50,16 +51,15 @@ def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Job:
     path.write_text("1\n2\n-3\n0\n\n4\n")
     (tmp_path / "out").mkdir()
     recipe = Recipe(to_example, lambda group: "train", max_tasks=0)
-    ledger = Ledger(lambda key: f"{key.kind}.jsonl", 0, lambda reject: None)
+    ledger = Ledger(0, lambda reject: None)
     return Job([find_source(path)], recipe, ledger, tmp_path / "out", lambda num_bytes: None)
 
 
 def test_a_worker_reports_and_writes_where_it_is_told(job: Job, tmp_path: Path) -> None:
     here, there = multiprocessing.Pipe()
     parent, _other = multiprocessing.Pipe()
-    place = ONE._replace(task=None)
     for offset in (0, 6, 9):
-        here.send({place: ("one.jsonl", offset)})
+        here.send({"train": offset})
     work(there, [parent], job, plan_blocks(job.sources))
     reports = [here.recv() for _ in range(4)]
     assert reports.pop() is None
@@ -68,12 +68,12 @@ def test_a_worker_reports_and_writes_where_it_is_told(job: Job, tmp_path: Path) 
         (2, 1, [(1, "negative", "-3", b"-3\n")]),
         (2, 0, []),
     ]
-    assert [{key: size[:2] for key, size in report.sizes.items()} for report in reports] == [
-        {place: (6, 2)},
-        {},
-        {place: (3, 1)},
+    assert [(report.sizes, report.runs) for report in reports] == [
+        ({"train": (6, xxhash.xxh3_64_intdigest(b"<1><2>"))}, [(ONE, 2)]),
+        ({}, []),
+        ({"train": (3, xxhash.xxh3_64_intdigest(b"<4>"))}, [(ONE, 1)]),
     ]
-    assert (tmp_path / "out" / "one.jsonl").read_bytes() == b"<1><2>\0\0\0<4>"
+    assert (tmp_path / "out" / "train.jsonl").read_bytes() == b"<1><2>\0\0\0<4>"
     assert parent.closed
 
 
@@ -85,11 +85,12 @@ def test_a_worker_whose_parent_is_gone_ends_without_a_word(job: Job, capfd: pyte
 
 def test_a_worker_hands_its_error_to_the_parent(job: Job, tmp_path: Path) -> None:
     here, there = multiprocessing.Pipe()
-    here.send({ONE._replace(task=None): ("none/one.jsonl", 0)})
+    here.send({"train": 0})
+    (tmp_path / "out").rmdir()
     work(there, [], job, plan_blocks(job.sources))
     receive(here)
     with pytest.raises(
-        TrainkitError, match=r"none/one\.jsonl: cannot be written: No such file or directory$"
+        TrainkitError, match=r"out/train\.jsonl: cannot be written: No such file or directory$"
     ) as caught:
         receive(here)
     assert caught.value.hint == "the data set of before is untouched"
@@ -119,13 +120,13 @@ def test_a_short_write_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 def test_lines_are_counted_over_the_blocks(job: Job) -> None:
     rejects: list[Reject] = []
-    ledger = Ledger(lambda key: f"{key.kind}.jsonl", 0, rejects.append)
+    ledger = Ledger(0, rejects.append)
     places = [
         ledger.place(report_of(convert_block(job.sources[0], block, job.recipe), job.recipe), job.sources[0])
         for block in plan_blocks(job.sources)
     ]
-    place = ONE._replace(task=None)
-    assert places == [{place: ("one.jsonl", 0)}, {}, {place: ("one.jsonl", 6)}]
+    assert places == [{"train": 0}, {}, {"train": 6}]
     assert rejects == [Reject(job.sources[0].name, 3, "negative", "-3", b"-3\n")]
     assert (ledger.num_filtered, dict(ledger.reasons)) == (1, {"negative": 1})
-    assert [(part.file_name, part.num_rows, part.num_bytes) for part in ledger.parts()] == [("one.jsonl", 3, 9)]
+    assert ledger.parts() == [Part(ONE, ((0, 3),))]
+    assert (dict(ledger.num_rows), dict(ledger.num_bytes)) == ({"train": 3}, {"train": 9})

@@ -2,19 +2,31 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from itertools import pairwise
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trainkit.dataset.select import Names, Variant, clean_name, make_split, make_variants
+from trainkit.dataset.select import Names, Variant, clean_name, lane_order, make_split, make_variants, merge_ranges
 from trainkit.datatypes import Part, PartKey
 
 NAME = re.compile(r"\w+")
 
 
 def part(kind: str, judge: str, task: str | None = None, side: str = "train", rows: int = 1) -> Part:
-    return Part(f"{kind}-{judge}-{task}-{side}", PartKey(side, kind, judge, task), rows, 10 * rows)
+    return Part(PartKey(side, kind, judge, task), ((0, rows),))
+
+
+def consecutive(parts: list[Part]) -> list[Part]:
+    """The same parts, each side's one behind the other in its file."""
+    ends: Counter[str] = Counter()
+    placed = []
+    for one in parts:
+        start = ends[one.key.side]
+        ends[one.key.side] += one.num_rows
+        placed.append(Part(one.key, ((start, start + one.num_rows),)))
+    return placed
 
 
 @pytest.mark.parametrize(
@@ -72,7 +84,7 @@ def test_variants_in_their_order() -> None:
         part("clip", "a", "t1"),
         part("", "", ""),
     ]
-    variants = make_variants(parts, "rm", single=False, with_tasks=True)
+    variants = make_variants(consecutive(parts), "rm", single=False, with_tasks=True)
     assert [(variant.name, variant.side, variant.num_rows) for variant in variants] == [
         ("rm_full", "train", 10),
         ("rm_full_eval", "eval", 3),
@@ -89,22 +101,66 @@ def test_variants_in_their_order() -> None:
     ]
 
 
-def test_a_variant_names_its_files() -> None:
-    parts = [part("final", "a"), part("clip", "b"), part("clip", "a", side="eval")]
-    assert make_variants(parts, "rm", single=True, with_tasks=True) == [
-        Variant("rm", ("clip-b-None-train", "final-a-None-train"), 2, "train"),
-        Variant("rm_eval", ("clip-a-None-eval",), 1, "eval"),
+def test_a_variant_names_its_rows() -> None:
+    parts = [
+        Part(PartKey("train", "final", "a", None), ((2, 4), (9, 10))),
+        Part(PartKey("train", "clip", "b", None), ((0, 2), (6, 7))),
+        Part(PartKey("eval", "clip", "a", None), ((0, 1), (3, 5))),
     ]
+    assert make_variants(parts, "rm", single=True, with_tasks=True) == [
+        Variant("rm", ((0, 4), (6, 7), (9, 10)), "train"),
+        Variant("rm_eval", ((0, 1), (3, 5)), "eval"),
+    ]
+    assert make_variants(parts, "rm", single=False, with_tasks=False)[2:] == [
+        Variant("rm_clip", ((0, 2), (6, 7)), "train"),
+        Variant("rm_clip_eval", ((0, 1), (3, 5)), "eval"),
+        Variant("rm_final", ((2, 4), (9, 10)), "train"),
+        Variant("rm_a", ((2, 4), (9, 10)), "train"),
+        Variant("rm_a_eval", ((0, 1), (3, 5)), "eval"),
+        Variant("rm_b", ((0, 2), (6, 7)), "train"),
+    ]
+
+
+@given(st.lists(st.booleans(), max_size=60), st.data())
+def test_merged_ranges_hold_the_same_rows(chosen: list[bool], data: st.DataObject) -> None:
+    wanted = [row for row, taken in enumerate(chosen) if taken]
+    # the rows cut into ranges anywhere, and shuffled: the largest ranges that hold them come back
+    ranges: list[tuple[int, int]] = []
+    for row in wanted:
+        if ranges and ranges[-1][1] == row and data.draw(st.booleans()):
+            ranges[-1] = (ranges[-1][0], row + 1)
+        else:
+            ranges.append((row, row + 1))
+    merged = merge_ranges(data.draw(st.permutations(ranges)))
+    assert [row for start, stop in merged for row in range(start, stop)] == wanted
+    assert all(start < stop for start, stop in merged)
+    assert all(one[1] < other[0] for one, other in pairwise(merged))
+    assert merge_ranges(merged) == merged
+
+
+def test_rows_are_sorted_so_that_a_variant_is_few_ranges() -> None:
+    keys = [
+        ("eval", "clip", "a", None),
+        ("train", "clip", "a", "t1"),
+        ("train", "clip", "a", "t2"),
+        ("train", "clip", "b", "t1"),
+        ("train", "category", "a", "t1"),
+        ("train", "final", "a", "t1"),
+        ("train", "", "a", "t1"),
+        ("train", "other", "a", "t1"),
+    ]
+    shuffled = [keys[n * 3 % 8] for n in range(8)]
+    assert sorted(shuffled, key=lane_order) == keys
 
 
 def test_variants_whose_names_collide() -> None:
     judges = ["A_B", "a-b", "a.b", "clip", "clip_eval", "full", "///", "...", "任务集", "t"]
-    parts = [part("clip", judge, "t", side) for judge in judges for side in ("train", "eval")]
+    parts = consecutive([part("clip", judge, "t", side) for judge in judges for side in ("train", "eval")])
     variants = make_variants(parts, "rm", single=False, with_tasks=True)
     names = [variant.name for variant in variants]
     assert len({name.casefold() for name in names}) == len(names) == 2 * (1 + 1 + len(judges) + 1)
-    by_files = {variant.files: variant.name for variant in variants}
-    shown = [by_files[f"clip-{judge}-t-train",] for judge in judges]
+    by_rows = {variant.ranges: variant.name for variant in variants if variant.side == "train"}
+    shown = [by_rows[(row, row + 1),] for row in range(len(judges))]
     assert [re.sub(r"_[0-9a-f]{6}$", "_#", name) for name in shown] == [
         "rm_A_B", "rm_a_b_#", "rm_a_b_#", "rm_clip_#", "rm_clip_eval_#", "rm_full_#", "rm_unnamed_#", "rm_unnamed",
         "rm_任务集", "rm_t",

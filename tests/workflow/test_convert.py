@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gzip
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -25,7 +27,8 @@ from trainkit.cli import main
 from trainkit.dataset import engine
 from trainkit.dataset import write as dataset_write
 from trainkit.dataset.batches import Ledger
-from trainkit.dataset.registry import find_files, load_registry
+from trainkit.dataset.check import check_datasets
+from trainkit.dataset.registry import load_registry
 from trainkit.errors import InputError, TrainkitError, UsageProblem
 from trainkit.workflow.convert import ConvertOptions, ConvertResult, convert
 
@@ -33,6 +36,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
 ALL_TASKS = 1 << 62
+KINDS = {"clip", "category", "final"}
 FOREIGN = {"mine": {"file_name": "mine.json", "note": "任\u2028", "values": [1, 2.5, None]}}
 
 
@@ -55,14 +59,39 @@ def mixed(count: int) -> list[dict[str, Any]]:
     ]
 
 
-def numbers_in(path: Path) -> list[int]:
-    """The numbers of the evaluations whose rows are in a file."""
-    rows = [json.loads(line) for line in path.read_bytes().splitlines()]
-    return [int(row["conversations"][0]["value"].split("<")[1].split(">")[0]) for row in rows]
+def number_of(line: bytes) -> int:
+    """The number of the evaluation that a row was made of."""
+    return int(json.loads(line)["conversations"][0]["value"].split("<")[1].split(">")[0])
+
+
+def lines_of(path: Path) -> list[bytes]:
+    content = path.read_bytes()
+    assert content.endswith(b"}\n")
+    return content.split(b"\n")[:-1]
+
+
+def ranges_of(data: Path, name: str) -> list[tuple[int, int]]:
+    """The ranges of rows that an entry names: rising, apart, and none when it is all rows of its file."""
+    split = load_registry(data)[name].get("split")
+    if split is None:
+        return []
+    ranges = [(int(start), int(stop)) for start, stop in re.findall(r"train\[(\d+):(\d+)\]", split)]
+    assert split == "+".join(f"train[{start}:{stop}]" for start, stop in ranges)
+    flat = [bound for pair in ranges for bound in pair]
+    assert flat == sorted(set(flat))
+    return ranges
+
+
+def selected(data: Path, name: str) -> list[bytes]:
+    """The rows that the trainer takes for an entry."""
+    held = lines_of(data / load_registry(data)[name]["file_name"])
+    ranges = ranges_of(data, name) or [(0, len(held))]
+    assert ranges[-1][1] <= len(held)
+    return [held[number] for start, stop in ranges for number in range(start, stop)]
 
 
 def view(data: Path, name: str) -> list[int]:
-    return sorted(number for path in find_files(data, name) for number in numbers_in(path))
+    return sorted(map(number_of, selected(data, name)))
 
 
 def views(data: Path) -> dict[str, list[int]]:
@@ -80,20 +109,47 @@ def tree(folder: Path) -> dict[str, bytes]:
 
 
 def check_whole(result: ConvertResult, data: Path) -> None:
-    """Check that the registry, the files and the report say the same, and that each row is in one file."""
+    """Check that the registry, the files, the manifest and the report say the same, and that each row is there once."""
     found = views(data)
     assert {name: len(numbers) for name, numbers in found.items()} == {v.name: v.num_rows for v in result.variants}
     assert result.folder is not None
-    files = sorted(result.folder.glob("*.jsonl"))
-    everything = [number for path in files for number in numbers_in(path)]
+    files = {path.name: lines_of(path) for path in result.folder.glob("*.jsonl")}
+    everything = [number_of(line) for held in files.values() for line in held]
     assert len(set(everything)) == len(everything) == result.num_rows
+    assert set(files) == {f"{variant.side}.jsonl" for variant in result.variants}
     manifest = json.loads((result.folder / "manifest.json").read_text())
-    assert {name: part["bytes"] for name, part in manifest["parts"].items()} == {
-        path.name: path.stat().st_size for path in files
+    assert manifest["files"] == {
+        name: {"rows": len(held), "bytes": (result.folder / name).stat().st_size} for name, held in files.items()
     }
-    assert {name: part["rows"] for name, part in manifest["parts"].items()} == {
-        path.name: len(numbers_in(path)) for path in files
-    }
+    assert manifest["variants"] == {v.name: {"rows": v.num_rows, "side": v.side} for v in result.variants}
+    for variant in result.variants:
+        entry = load_registry(data)[variant.name]
+        name = f"{variant.side}.jsonl"
+        assert entry["file_name"] == f"{result.folder.name}/{name}"
+        assert ("split" in entry) == (variant.num_rows < len(files[name]))
+        assert variant.ranges == tuple(ranges_of(data, variant.name) or [(0, len(files[name]))])
+    assert check_datasets(data, found, "dataset") == []
+
+
+def runs_of(chosen: list[bool]) -> list[tuple[int, int]]:
+    """The longest runs of True; none when all are."""
+    edges = [n for n, (one, other) in enumerate(zip([False, *chosen], [*chosen, False], strict=True)) if one != other]
+    return [] if all(chosen) else list(zip(edges[::2], edges[1::2], strict=True))
+
+
+def check_ranges(data: Path, tasks: dict[str, str]) -> None:
+    """Check the ranges of every entry against what the metadata of the rows of its file say.
+
+    `tasks` are the variants of single tasks: name -> task.
+    """
+    for name, entry in load_registry(data).items():
+        if name in FOREIGN:
+            continue
+        value = name.removesuffix("_eval").removeprefix("reward_model_")
+        key = "task_id" if value in tasks else "evaluation_type" if value in KINDS else "model_name"
+        held = [json.loads(json.loads(line)["metadata"]) for line in lines_of(data / entry["file_name"])]
+        wanted = [value == "full" or metadata[key] == tasks.get(value, value) for metadata in held]
+        assert ranges_of(data, name) == runs_of(wanted)
 
 
 @pytest.fixture(autouse=True)
@@ -164,6 +220,7 @@ def test_every_variant_holds_exactly_its_rows(
             name = f"reward_model_{'t' if position == 2 else ''}{value}"
             expected |= {name: found} if found else {}
     assert views(folder / "data") == expected
+    check_ranges(folder / "data", {f"t{task}": f"t{task}" for task in tasks})
 
 
 @pytest.mark.parametrize(
@@ -173,7 +230,7 @@ def test_every_variant_holds_exactly_its_rows(
 @pytest.mark.usefixtures("small_blocks")
 def test_tasks_that_appear_late(tmp_path: Path, num_tasks: int, by_task: int, variants: int, jobs: int) -> None:
     # the last task is met after many blocks in which tasks were kept apart
-    records = [evaluation(n, task=f"t{n % (num_tasks - 1)}") for n in range(200)]
+    records = [evaluation(n, ("clip", "final")[n % 2], task=f"t{n % (num_tasks - 1)}") for n in range(200)]
     records += [evaluation(n, task=f"t{num_tasks - 1}") for n in range(200, 210)]
     path = write(tmp_path / "in.jsonl", [*records, evaluation(210, task="")])
     result = convert([path], tmp_path / "data", ConvertOptions(by_task=by_task, jobs=jobs))
@@ -185,16 +242,42 @@ def test_tasks_that_appear_late(tmp_path: Path, num_tasks: int, by_task: int, va
         assert by_name[f"reward_model_t{num_tasks - 1}"] == list(range(200, 210))
         assert by_name["reward_model_t1"] == [n for n in range(200) if n % (num_tasks - 1) == 1]
     assert found["reward_model_full"] == list(range(211))
+    check_ranges(tmp_path / "data", {f"t{n}": f"t{n}" for n in range(num_tasks)})
 
 
 @pytest.mark.usefixtures("small_blocks")
-def test_many_tasks_do_not_make_many_files(tmp_path: Path) -> None:
-    # each block has few tasks, all of them together have many
-    path = write(tmp_path / "in.jsonl", [evaluation(n, task=f"t{n // 2:03}") for n in range(300)])
-    result = convert([path], tmp_path / "data", ConvertOptions(by_task=20))
+@pytest.mark.parametrize(("num_tasks", "by_task"), [(150, 20), (150, ALL_TASKS), (7, 20), (7, 0)])
+def test_a_variant_is_few_ranges(tmp_path: Path, num_tasks: int, by_task: int) -> None:
+    # in the first case each block has few tasks, and all of them together have many
+    chosen = [
+        evaluation(n, ("clip", "final")[n % 2], ("a", "b")[n // 3 % 2], f"t{n * num_tasks // 300:03}")
+        for n in range(300)
+    ]
+    path = write(tmp_path / "in.jsonl", chosen)
+    result = convert([path], tmp_path / "data", ConvertOptions(by_task=by_task))
     check_whole(result, tmp_path / "data")
-    assert result.folder is not None
-    assert len(list(result.folder.glob("*.jsonl"))) <= 21
+    check_ranges(tmp_path / "data", {f"t{n:03}": f"t{n:03}" for n in range(num_tasks)})
+    blocks = len(lines.plan_blocks(lines.open_sources([path])))
+    assert blocks > 10
+    counts = {variant.name: len(variant.ranges) for variant in result.variants}
+    assert counts.pop("reward_model_full") == 1
+    assert max(counts.pop(f"reward_model_{kind}") for kind in ("clip", "final")) <= blocks
+    assert max(counts.pop(f"reward_model_{judge}") for judge in ("a", "b")) <= 2 * blocks
+    assert len(counts) == (num_tasks if by_task >= num_tasks else 0)
+
+
+@pytest.mark.usefixtures("small_blocks")
+@pytest.mark.parametrize("jobs", [1, 3])
+def test_a_single_data_set_has_no_ranges(tmp_path: Path, jobs: int) -> None:
+    path = write(tmp_path / "in.jsonl", mixed(200))
+    options = ConvertOptions(name="own", eval_ratio=0.4, jobs=jobs)
+    check_whole(convert([path], tmp_path / "data", options), tmp_path / "data")
+    filtered = ConvertOptions(filters={"model_name": frozenset({"a.b"})}, jobs=jobs)
+    check_whole(convert([path], tmp_path / "other", filtered), tmp_path / "other")
+    for data, names in (("data", ["own", "own_eval"]), ("other", ["reward_model_custom"])):
+        assert {name: ranges_of(tmp_path / data, name) for name in load_registry(tmp_path / data)} == {
+            name: [] for name in names
+        }
 
 
 def test_long_task_names(tmp_path: Path) -> None:
@@ -235,13 +318,13 @@ def test_the_bytes_do_not_depend_on_the_number_of_processes(
     ]
 
 
-def test_an_edited_part_is_not_trusted(tmp_path: Path) -> None:
+def test_an_edited_file_is_not_trusted(tmp_path: Path) -> None:
     path, data = write(tmp_path / "in.jsonl", mixed(20)), tmp_path / "data"
     result = convert([path], data, ConvertOptions())
     before = tree(data)
     assert result.folder is not None
-    part = next(iter(sorted(result.folder.glob("*.jsonl"))))
-    part.write_text(part.read_text().replace("score", "scare", 1))
+    file = result.folder / "train.jsonl"
+    file.write_text(file.read_text().replace("score", "scare", 1))
     edited = convert([path], data, ConvertOptions())
     check_whole(edited, data)
     assert b"scare" not in b"".join(tree(data).values())
@@ -306,6 +389,7 @@ def test_the_split(
             for number, (_, _, task) in enumerate(given_rows):
                 by_task.setdefault(task, set()).update(side[number])
             assert all(len(where) == 1 for where in by_task.values())
+        check_ranges(folder / "data", {f"t{n}": f"t{n}" for n in range(13)})
         undone = any(note.startswith("no eval split: ") for note in result.notes)
         assert undone == ("reward_model_full_eval" not in found)
         seen.append(None if undone else side)
@@ -349,17 +433,38 @@ def test_a_split_that_comes_to_nothing_is_undone(
     if not dry_run:
         check_whole(result, tmp_path / "data")
         assert result.folder is not None
-        assert not list(result.folder.glob("*.eval.jsonl"))
+        assert [path.name for path in result.folder.glob("*.jsonl")] == ["train.jsonl"]
 
 
-def test_too_few_rows_with_both_sides_are_put_together(tmp_path: Path) -> None:
-    path = write(tmp_path / "in.jsonl", [evaluation(n, task=f"t{n}") for n in range(40)])
-    options = ConvertOptions(eval_ratio=0.5, min_samples=41, by_task=0)
-    result = convert([path], tmp_path / "data", options)
-    check_whole(result, tmp_path / "data")
-    assert views(tmp_path / "data")["reward_model_full"] == list(range(40))
+@pytest.mark.usefixtures("small_blocks")
+@pytest.mark.parametrize("jobs", [1, 2])
+@pytest.mark.parametrize("by_task", [0, 20])
+def test_too_few_rows_with_both_sides_are_put_together(tmp_path: Path, by_task: int, jobs: int) -> None:
+    # eval comes behind train in the one file that there is, and the ranges with it
+    path, data = write(tmp_path / "in.jsonl", mixed(150)), tmp_path / "data"
+    split = convert([path], data, ConvertOptions(eval_ratio=0.5, by_task=by_task, jobs=jobs))
+    assert split.folder is not None
+    behind = [(split.folder / f"{side}.jsonl").read_bytes() for side in ("train", "eval")]
+    assert all(behind)
+    result = convert([path], data, ConvertOptions(eval_ratio=0.5, min_samples=151, by_task=by_task, jobs=jobs))
+    check_whole(result, data)
+    assert result.notes == ["no eval split: 150 rows are fewer than --min-samples 151; all rows are for training"]
     assert result.folder is not None
-    assert [path.name for path in result.folder.glob("*.jsonl")] == ["clip__deepseek_chat.jsonl"]
+    assert sorted(path.name for path in result.folder.iterdir()) == ["manifest.json", "train.jsonl"]
+    assert (result.folder / "train.jsonl").read_bytes() == b"".join(behind)
+    records = mixed(150)
+
+    def numbers(key: str, value: str) -> list[int]:
+        return [n for n, record in enumerate(records) if record["metadata"][key] == value]
+
+    found = views(data)
+    assert found.pop("reward_model_full") == list(range(150))
+    for kind in KINDS:
+        assert found.pop(f"reward_model_{kind}") == numbers("evaluation_type", kind)
+    assert found.pop("reward_model_kimi_k2") == numbers("model_name", "kimi-k2")
+    for n in range(7 if by_task else 0):
+        assert found.pop(f"reward_model_task_{n}") == numbers("task_id", f"task {n}")
+    assert sorted(found.values()) == sorted(numbers("model_name", judge) for judge in ("a.b", "a-b"))
 
 
 # -- all or nothing
@@ -421,14 +526,20 @@ def die() -> None:
 
 
 OPTIONS = ConvertOptions(max_rejects=1.0, eval_ratio=0.4, group_by=None, by_task=0)
+FOLDED = dataclasses.replace(OPTIONS, min_samples=13)  # the eval side is put behind the train side
 NEW = [*mixed(12), {"conversations": []}]
 CALLS = ("open", "pwrite", "fsync", "rename", "replace", "mkdir", "unlink", "rmdir")
 
 
-def test_a_kill_at_any_moment_leaves_the_old_or_the_new(tmp_path: Path, data: Path) -> None:
+@pytest.mark.parametrize("options", [OPTIONS, FOLDED], ids=["split", "folded"])
+def test_a_kill_at_any_moment_leaves_the_old_or_the_new(
+    tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch, options: ConvertOptions
+) -> None:
+    monkeypatch.setattr(lines, "BLOCK_BYTES", 300)
     new = write(tmp_path / "new.jsonl", NEW)
+    convert([tmp_path / "old.jsonl"], data, ConvertOptions())
     old_views, old_tree = views(data), tree(data)
-    convert([new], tmp_path / "other", OPTIONS)
+    convert([new], tmp_path / "other", options)
     new_views, new_tree = views(tmp_path / "other"), tree(tmp_path / "other")
     seen = Counter[str]()
     for limit in range(1, 1000):
@@ -437,21 +548,21 @@ def test_a_kill_at_any_moment_leaves_the_old_or_the_new(tmp_path: Path, data: Pa
 
         def work(limit: int = limit) -> None:
             at_call(limit, CALLS, die, after=False)
-            convert([new], data, OPTIONS)
+            convert([new], data, options)
 
         _, status = in_child(work)
         found = views(data)
         assert found in (old_views, new_views)
         seen["old" if found == old_views else "new"] += 1
         assert load_registry(data)["mine"] == FOREIGN["mine"]
-        convert([new], data, OPTIONS)
+        convert([new], data, options)
         assert tree(data) == {**new_tree, "dataset_info.json": (data / "dataset_info.json").read_bytes()}
         assert views(data) == new_views
         if status == 0:
             break
         assert os.waitstatus_to_exitcode(status) == -signal.SIGKILL
-    assert seen["old"] > 40
-    assert seen["new"] > 5
+    assert seen["old"] > 40, seen
+    assert seen["new"] > 5, seen
 
 
 @pytest.mark.parametrize("after", [False, True])
@@ -542,6 +653,7 @@ from trainkit import lines
 from trainkit.cli import main
 from trainkit.dataset import engine
 from trainkit.dataset.batches import Ledger
+from trainkit.dataset.check import check_datasets
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # the test may itself run in the background
 lines.BLOCK_BYTES, engine.BYTES_PER_WORKER = 3000, 6000
@@ -685,28 +797,30 @@ def test_the_lock(tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -
 # -- memory
 
 MEASURED = """
-import sys
+import resource, sys
 from pathlib import Path
 from trainkit.workflow.convert import ConvertOptions, convert
-convert([Path(sys.argv[1])], Path(sys.argv[2]), ConvertOptions(eval_ratio=0.15))
-print(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM")))
+
+convert([Path(sys.argv[1])], Path(sys.argv[2]), ConvertOptions(eval_ratio=0.15, jobs=int(sys.argv[3])))
+own = next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM"))
+print(max(own, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss))
 """
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the peak of memory is read from /proc")
-@pytest.mark.parametrize("form", ["jsonl", "json", "gz"])
-def test_memory_does_not_grow_with_the_file(tmp_path: Path, form: str) -> None:
+@pytest.mark.parametrize(("form", "jobs"), [("jsonl", 1), ("jsonl", 2), ("json", 1), ("gz", 1)])
+def test_memory_does_not_grow_with_the_file(tmp_path: Path, form: str, jobs: int) -> None:
     peaks = []
-    for megabytes in (8, 64):
-        records = []
-        for number in range(megabytes * 250):
-            record = evaluation(number, task=f"t{number % 50}")
-            record["conversations"][0]["value"] += f"{number:09d} " * 400
-            records.append(json.dumps(record))
+    for megabytes in (8, 100):
         path = tmp_path / "in"
-        text = f"[{', '.join(records)}]" if form == "json" else "\n".join(records)
-        path.write_bytes(gzip.compress(text.encode(), 1) if form == "gz" else text.encode())
-        argv = [sys.executable, "-c", MEASURED, str(path), str(tmp_path / "data")]
+        with gzip.open(path, "wb", 1) if form == "gz" else path.open("wb") as file:
+            for number in range(megabytes * 250):
+                record = evaluation(number, ("clip", "final")[number % 2], task=f"t{number % 50}")
+                record["conversations"][0]["value"] += f"{number:09d} " * 400
+                begin = (b"[" if number == 0 else b",") if form == "json" else b""
+                file.write(begin + json.dumps(record).encode() + b"\n")
+            file.write(b"]" if form == "json" else b"")
+        argv = [sys.executable, "-c", MEASURED, str(path), str(tmp_path / "data"), str(jobs)]
         peaks.append(int(subprocess.run(argv, capture_output=True, text=True, timeout=60, check=True).stdout))
     assert peaks[1] < 1.2 * peaks[0]
     assert peaks[1] < 64 << 10

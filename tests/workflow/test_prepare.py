@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def part(place: Place) -> Path:
-    return next(place.path("data").glob("reward_model-*/clip__kimi_k2.jsonl"))
+    return next(place.path("data").glob("reward_model-*/train.jsonl"))
 
 
 def test_a_sound_training_is_told_in_a_line_and_nothing_is_written(ready: Place) -> None:
@@ -66,6 +66,11 @@ def empty_the_parts(place: Place) -> None:
 
 def lose_a_part(place: Place) -> None:
     part(place).unlink()
+
+
+def add_a_row(place: Place) -> None:
+    with part(place).open("a") as rows:
+        rows.write("{}\n")
 
 
 def lose_the_conversion(place: Place) -> None:
@@ -130,12 +135,17 @@ PROBLEMS: dict[str, tuple[Callable[[Place], None], list[str], str]] = {
     ),
     "part deleted": (
         lose_a_part, ["-d", "reward_model_clip"],
-        "error: dataset reward_model_clip: WORK/data/reward_model-DIGEST/clip__kimi_k2.jsonl: cannot be read: No such "
+        "error: dataset reward_model_clip: WORK/data/reward_model-DIGEST/train.jsonl: cannot be read: No such "
         "file or directory\n    run trainkit convert again\n",
+    ),
+    "row added": (
+        add_a_row,
+        ["-d", "reward_model_clip"],
+        "error: dataset reward_model_clip: WORK/data/reward_model-DIGEST/train.jsonl has ",
     ),
     "conversion deleted": (
         lose_the_conversion, [],
-        "error: dataset reward_model_full: WORK/data/reward_model-DIGEST: no such folder\n    run trainkit convert",
+        "error: dataset reward_model_full: WORK/data/reward_model-DIGEST/train.jsonl: cannot be read: No such ",
     ),
     "registry damaged": (damage_the_registry, [], "error: dataset: WORK/data/dataset_info.json: is not a JSON"),
     "manifest damaged": (

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 def test_every_file_of_the_data_is_described_once(ready: Place) -> None:
     assert ready.trainkit("train", "-d", "reward_model_full,reward_model_clip").code == 0
     files = [file["path"] for file in ready.manifest()["data"]]
-    assert len(files) == len(set(files)) == 4
+    assert len(files) == len(set(files)) == 2
     assert ready.run().name.endswith("-reward_model_full+reward_model_clip")
     marker = json.loads(ready.path("saves/rm/trainkit_run.json").read_text())
     assert marker["metadata_form"] == ["type", "category"]

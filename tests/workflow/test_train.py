@@ -5,14 +5,17 @@ import os
 import shutil
 import signal
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import yaml
 
+from trainkit.workflow.prepare import Settings
+from trainkit.workflow.train import TrainOptions, train
+
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
     from tests.conftest import Place
 
@@ -75,8 +78,8 @@ def test_the_run_folder_holds_what_is_known_about_the_run(ready: Place) -> None:
     assert manifest["started"] <= manifest["ended"]
     assert manifest["links"] == []
     rows = {file["path"].rpartition("/")[2]: file["rows"] for file in manifest["data"]}
-    assert set(rows) == {"clip__kimi_k2.jsonl", "clip__kimi_k2.eval.jsonl"}
-    assert sum(rows.values()) == 20
+    assert set(rows) == {"train.jsonl", "eval.jsonl"}
+    assert sum(rows.values()) == 40
     assert all(len(file["sha256"]) == 64 for file in manifest["data"])
     assert "{'loss': 1.0}" in (run / "train.log").read_text()
     assert ready.path("logs/trainer_log.jsonl").resolve() == ready.path("saves/rm/trainer_log.jsonl")
@@ -111,7 +114,8 @@ def test_no_secret_is_written_anywhere(ready: Place, monkeypatch: pytest.MonkeyP
     config = ready.path("training_config.yaml")
     config.rename(config.with_name("mine.yaml"))
     monkeypatch.setenv("WANDB_API_KEY", "hush-d")
-    done = ready.trainkit("train", "-c", "mine.yaml", "--monitor", "wandb", "--export", "--json")
+    words = ["train", "-c", "mine.yaml", "--monitor", "wandb", "--export", "--json", "swanlab_lark_secret=hush-e"]
+    done = ready.trainkit(*words)
     assert done.code == 0
     (call,) = ready.calls("train")
     environment = {name: call["env"].get(name) for name in ("SWANLAB_API_KEY", "HF_TOKEN", "MODELSCOPE_API_TOKEN")}
@@ -280,6 +284,30 @@ def test_auto_goes_on_from_the_newest_checkpoint(ready: Place, tell: Callable[..
     steps = [json.loads(row)["current_steps"] for row in rows]
     assert steps == [1, 2, 3, 4, 5, 6]
     assert not ready.path("saves/rm.previous").exists()
+
+
+def test_only_new_steps_are_told_after_a_resume(ready: Place, tell: Callable[..., None]) -> None:
+    stop_after(ready, tell, 5)
+    shutil.rmtree(ready.path("saves/rm/checkpoint-5"))
+    steps: list[tuple[int, int]] = []
+    train(Settings(), TrainOptions(), lambda *_: None, lambda step, begun: steps.append((step.step, begun)))
+    assert steps == [(5, 4), (6, 4)]
+
+
+def test_what_cannot_be_started_moves_nothing(ready: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert ready.trainkit("train").code == 0
+    before = ready.tree()
+    monkeypatch.setenv("NPROC_PER_NODE", "two")
+    done = ready.trainkit("train", "--resume", "never")
+    assert (done.code, done.out, ready.tree()) == (1, "", before)
+    assert done.err == "error: NPROC_PER_NODE=two: not a number of processes\n"
+
+
+def test_deepspeed_means_torchrun_even_for_one_process(ready: Place) -> None:
+    assert ready.trainkit("train", "deepspeed=ds_z3.json").code == 0
+    (call,) = ready.calls()
+    assert (call["env"]["FORCE_TORCHRUN"], call["env"]["NPROC_PER_NODE"]) == ("1", "1")
+    assert json.loads(Path(call["values"]["deepspeed"]).read_text())["zero_optimization"]["stage"] == 3
 
 
 def test_an_incomplete_checkpoint_is_passed_over(ready: Place, tell: Callable[..., None]) -> None:
@@ -582,9 +610,6 @@ def test_a_stop_is_passed_on_and_says_how_to_go_on(
 
 
 def test_the_user_of_python_gets_the_same(ready: Place) -> None:
-    from trainkit.workflow.prepare import Settings
-    from trainkit.workflow.train import TrainOptions, train
-
     steps: list[tuple[int, int, int]] = []
     started: list[Any] = []
     result = train(

@@ -27,12 +27,11 @@ def main(args: list[str] | None = None) -> int:
         Output(as_json="--json" in words).error(error)
         return error.exit_code
     except KeyboardInterrupt:
-        print_interrupted()
-        return 130
+        code = 130
     except SystemExit as end:
-        return end.code if isinstance(end.code, int) else 0 if end.code is None else 1
-    return 0
-
-
-def print_interrupted() -> None:
-    Output().say("interrupted")
+        code = end.code if isinstance(end.code, int) else 0 if end.code is None else 1
+    else:
+        return 0
+    if code == 130:  # Typer turns most of the KeyboardInterrupts into this
+        Output().say("interrupted")
+    return code

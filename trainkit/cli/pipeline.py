@@ -23,6 +23,7 @@ from trainkit.cli.training import (
     make_settings,
     run_export,
     run_training,
+    training_options,
 )
 
 if TYPE_CHECKING:
@@ -51,9 +52,7 @@ def pipeline(
 
     Example: trainkit pipeline -d reward_model_full -e 5 --export
     """
-    from trainkit.workflow.train import parse_monitor
-
-    parse_monitor(monitor)  # a misspelt word is to end the command before the conversion
+    options = training_options(resume, monitor, export=export)  # a misspelt word ends the command here
     output = Output()
     settings = make_settings(
         config,
@@ -67,12 +66,16 @@ def pipeline(
     if demo:
         run_demo(output, settings, monitor)
         return
+    from trainkit.workflow.pipeline import write_missing_config
+
+    if not validate_only and (made := write_missing_config(settings)):
+        output.say(f"made {made}: change it for your training")
     to_convert = None if no_convert or validate_only else evaluations or Path("finetune.jsonl")
     prepared = convert_and_check(output, settings, to_convert)
     if validate_only:
         return
     output.say("-- train")
-    result = run_training(output, settings, resume, monitor, prepared.problems)
+    result = run_training(output, settings, options, prepared.problems)
     if export:
         run_export(output, result.output_dir, settings.base)
 
@@ -107,7 +110,7 @@ def run_demo(output: Output, settings: Settings, monitor: str | None) -> None:
     settings = dataclasses.replace(settings, base=DEMO_FOLDER.absolute())
     prepared = convert_and_check(output, settings, EVALUATIONS, split_eval=True)
     output.say("-- train")
-    result = run_training(output, settings, "never", monitor, prepared.problems)
+    result = run_training(output, settings, training_options("never", monitor, export=True), prepared.problems)
     output.say("-- export")
     exported = run_export(output, result.output_dir, settings.base)
     output.say("-- one answer of the exported model (it is tiny: do not expect sense)")

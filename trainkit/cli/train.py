@@ -23,10 +23,12 @@ from trainkit.cli.training import (
     plan_as_json,
     run_export,
     run_training,
+    training_options,
 )
 
 if TYPE_CHECKING:
     from trainkit.workflow.prepare import Settings
+    from trainkit.workflow.train import TrainOptions
 
 
 def train(
@@ -57,10 +59,11 @@ def train(
         batch_size=batch_size,
         force_template=force_template,
     )
+    options = training_options(resume, monitor, export=export)
     if dry_run:
-        show_plan(output, settings, resume, monitor)
+        show_plan(output, settings, options)
         return
-    result = run_training(output, settings, resume, monitor)
+    result = run_training(output, settings, options)
     exported = run_export(output, result.output_dir, settings.base) if export else None
     output.json(
         {
@@ -73,13 +76,13 @@ def train(
     )
 
 
-def show_plan(output: Output, settings: Settings, resume: str | None, monitor: str | None) -> None:
+def show_plan(output: Output, settings: Settings, options: TrainOptions) -> None:
     """Print the command, its environment, and each key with its origin."""
     import shlex
 
-    from trainkit.workflow.train import TrainOptions, parse_monitor, plan_training
+    from trainkit.workflow.train import plan_training
 
-    plan = plan_training(settings, TrainOptions(resume, parse_monitor(monitor)))
+    plan = plan_training(settings, options)
     output.problems(plan.notes)
     output.data(f"in {plan.command.cwd}, where RUN is the run's name:")
     words = [f"{name}={shlex.quote(value or '')}" for name, value in sorted(plan.command.env.items()) if name != "PATH"]

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from trainkit.datatypes import Problem
     from trainkit.workflow.export import ExportResult
     from trainkit.workflow.prepare import Settings
-    from trainkit.workflow.train import TrainPlan, TrainResult
+    from trainkit.workflow.train import TrainOptions, TrainPlan, TrainResult
 
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="LLaMA-Factory's own keys; they win over the file.")
@@ -60,14 +60,19 @@ def make_settings(
     return Settings(config, options, tuple(overrides or ()), Path.cwd(), force_template)
 
 
+def training_options(resume: str | None, monitor: str | None, *, export: bool = False) -> TrainOptions:
+    """Return how a training is started, from the words of a command line."""
+    from trainkit.workflow.train import TrainOptions, parse_monitor
+
+    return TrainOptions(resume, parse_monitor(monitor), export)
+
+
 def run_training(
-    output: Output, settings: Settings, resume: str | None, monitor: str | None, told: Sequence[Problem] = ()
+    output: Output, settings: Settings, options: TrainOptions, told: Sequence[Problem] = ()
 ) -> TrainResult:
     """Train, showing where the log is, then a live line on a terminal, then what came out; `told` is not said again."""
     from trainkit.runs.progress import describe
-    from trainkit.workflow.train import TrainOptions, parse_monitor, train
-
-    options = TrainOptions(resume, parse_monitor(monitor))
+    from trainkit.workflow.train import train
 
     def start(plan: TrainPlan, run: Any) -> None:
         output.problems(note for note in plan.notes if note not in told)

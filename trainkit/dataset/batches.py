@@ -1,17 +1,19 @@
-"""Converts blocks of records into rows per part, and keeps the book of where they go.
+"""Converts blocks of records into rows per side, and keeps the book of where they go.
 
-A block becomes one text for each part (side, type, judge and, while there are few, task). The ledger places
+A block becomes one text for each side, its rows sorted by type, judge and, while there are few, task. The ledger places
 the texts one after the other in the order of the input, so the files are the same bytes for any number of workers.
 """
 
 from __future__ import annotations
 
+from array import array
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import xxhash
 
+from trainkit.dataset.select import lane_order
 from trainkit.datatypes import Part, PartKey, Reject
 from trainkit.errors import Rejected
 from trainkit.lines import read_block
@@ -22,8 +24,6 @@ if TYPE_CHECKING:
     from trainkit.datatypes import Example
     from trainkit.lines import Block, Source
 
-    Place = tuple[str, int]  # file name, byte offset
-
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
@@ -32,7 +32,7 @@ class Recipe:
     Attributes:
         to_example: one JSON record -> Example, or None when a filter leaves it out; raises Rejected.
         side_of: split group -> "train" or "eval".
-        max_tasks: keep tasks in files of their own while there are at most so many; 0 never does.
+        max_tasks: sort by task too while there are at most so many; 0 never does.
         seen: metadata key -> values met so far, for the keys that are filtered on; filled by `to_example`.
     """
 
@@ -44,12 +44,15 @@ class Recipe:
 
 @dataclass(slots=True)
 class Batch:
-    """A converted block: the rows of each part as one text, and what was left out; lines count from its start."""
+    """A converted block: the rows of each side as one text, and what was left out; lines count from its start.
+
+    `runs` says how many rows of which key follow each other in the texts: `[(PartKey("train", "clip", ...), 4), ...]`.
+    """
 
     source: int
     num_lines: int
-    texts: dict[PartKey, bytes]
-    rows: dict[PartKey, int]
+    texts: dict[str, bytes]
+    runs: list[tuple[PartKey, int]]
     rejects: list[tuple[int, str, str, bytes]]
     filtered: int
 
@@ -60,7 +63,8 @@ class Report:
 
     source: int
     num_lines: int
-    sizes: dict[PartKey, tuple[int, int, int]]  # bytes, rows, digest
+    sizes: dict[str, tuple[int, int]]  # side -> bytes, digest
+    runs: list[tuple[PartKey, int]]
     rejects: list[tuple[int, str, str, bytes]]
     filtered: int
     seen: dict[str, set[str]]
@@ -89,9 +93,13 @@ def convert_records(records: Iterable[tuple[int, bytes]], recipe: Recipe, source
             tasks.add(task)
             apart = len(tasks) <= max_tasks + 1
         lanes[side_of(group), kind, judge, task if apart else None].append(row)
-    texts = {PartKey(*lane): b"".join(rows) for lane, rows in lanes.items()}
-    counts = {PartKey(*lane): len(rows) for lane, rows in lanes.items()}
-    return Batch(source, number, texts, counts, rejects, filtered)
+    order = sorted(lanes, key=lane_order)
+    texts = {
+        side: b"".join(row for lane in order if lane[0] == side for row in lanes[lane])
+        for side in dict.fromkeys(lane[0] for lane in order)
+    }
+    runs = [(PartKey(*lane), len(lanes[lane])) for lane in order]
+    return Batch(source, number, texts, runs, rejects, filtered)
 
 
 def convert_block(source: Source, block: Block, recipe: Recipe) -> Batch:
@@ -100,53 +108,54 @@ def convert_block(source: Source, block: Block, recipe: Recipe) -> Batch:
 
 
 def report_of(batch: Batch, recipe: Recipe) -> Report:
-    sizes = {key: (len(text), batch.rows[key], xxhash.xxh3_64_intdigest(text)) for key, text in batch.texts.items()}
-    return Report(batch.source, batch.num_lines, sizes, batch.rejects, batch.filtered, recipe.seen)
+    sizes = {side: (len(text), xxhash.xxh3_64_intdigest(text)) for side, text in batch.texts.items()}
+    return Report(batch.source, batch.num_lines, sizes, batch.runs, batch.rejects, batch.filtered, recipe.seen)
 
 
 class Ledger:
-    """The parent's book: which file each part has, how far it is filled, and what was counted.
+    """The parent's book: how far each side's file is filled, which rows are whose, and what was counted.
 
     Args:
-        name_part: gives each new part its file name.
-        max_tasks: tasks are kept apart while there are at most so many.
+        max_tasks: tasks are told apart while there are at most so many.
         on_reject: told of each row that was left out, in the order of the input.
     """
 
-    def __init__(
-        self, name_part: Callable[[PartKey], str], max_tasks: int, on_reject: Callable[[Reject], None]
-    ) -> None:
-        self.name_part = name_part
+    def __init__(self, max_tasks: int, on_reject: Callable[[Reject], None]) -> None:
         self.max_tasks = max_tasks
         self.on_reject = on_reject
         self.tasks_apart = max_tasks > 0
         self.tasks: set[str | None] = {""}
-        self.files: dict[PartKey, list[int]] = {}  # bytes, rows
-        self.names: dict[PartKey, str] = {}
+        self.num_bytes: Counter[str] = Counter()
+        self.num_rows: Counter[str] = Counter()
+        self.bounds: defaultdict[PartKey, array[int]] = defaultdict(lambda: array("Q"))  # start, stop, start, stop, ...
         self.digest = xxhash.xxh3_64()
         self.lines: Counter[int] = Counter()
         self.reasons: Counter[str] = Counter()
         self.num_filtered = 0
         self.seen: dict[str, set[str]] = defaultdict(set)
 
-    def place(self, report: Report, source: Source) -> dict[PartKey, Place]:
-        """Return where each part of a batch goes; call in the order of the input."""
+    def place(self, report: Report, source: Source) -> dict[str, int]:
+        """Return where in each side's file the text of a batch goes, in bytes; call in the order of the input."""
         self.note(report, source)
         if self.tasks_apart:
-            self.tasks.update(key.task for key in report.sizes)
+            self.tasks.update(key.task for key, _ in report.runs)
             self.tasks_apart = None not in self.tasks and len(self.tasks) <= self.max_tasks + 1
+        for key, count in report.runs:
+            self.add_rows(key if self.tasks_apart else key._replace(task=None), count)
         places = {}
-        for key, (num_bytes, num_rows, digest) in report.sizes.items():
-            part = key if self.tasks_apart else key._replace(task=None)
-            if part not in self.files:
-                self.files[part] = [0, 0]
-                self.names[part] = self.name_part(part)
-            entry = self.files[part]
-            places[key] = (self.names[part], entry[0])
-            entry[0] += num_bytes
-            entry[1] += num_rows
-            self.digest.update(f"{self.names[part]}:{digest:x};".encode())
+        for side, (num_bytes, digest) in report.sizes.items():
+            places[side] = self.num_bytes[side]
+            self.num_bytes[side] += num_bytes
+            self.digest.update(f"{side}:{digest:x};".encode())
         return places
+
+    def add_rows(self, key: PartKey, count: int) -> None:
+        bounds, start = self.bounds[key], self.num_rows[key.side]
+        if bounds and bounds[-1] == start:
+            bounds[-1] = start + count
+        else:
+            bounds.extend((start, start + count))
+        self.num_rows[key.side] = start + count
 
     def note(self, report: Report, source: Source) -> None:
         base = 0 if source.whole else self.lines[report.source]
@@ -159,5 +168,5 @@ class Ledger:
             self.seen[key] |= values
 
     def parts(self) -> list[Part]:
-        """Return the files written so far."""
-        return [Part(self.names[key], key, num_rows, num_bytes) for key, (num_bytes, num_rows) in self.files.items()]
+        """Return which rows of the files have which key."""
+        return [Part(key, tuple(zip(bounds[::2], bounds[1::2], strict=True))) for key, bounds in self.bounds.items()]

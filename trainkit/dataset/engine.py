@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from trainkit.dataset.batches import convert_block, convert_records, report_of
-from trainkit.dataset.write import flushing
+from trainkit.dataset.write import flushing, side_file
 from trainkit.errors import TrainkitError
 from trainkit.lines import plan_blocks, read_chunks
 
@@ -23,8 +23,7 @@ if TYPE_CHECKING:
     from multiprocessing.connection import Connection
     from pathlib import Path
 
-    from trainkit.dataset.batches import Batch, Ledger, Place, Recipe
-    from trainkit.datatypes import PartKey
+    from trainkit.dataset.batches import Batch, Ledger, Recipe
     from trainkit.lines import Block, Source
 
 # A second process costs about 20 ms; below this it does not pay.
@@ -76,15 +75,14 @@ def finish_batch(job: Job, batch: Batch) -> None:
         write_batch(batch, places, job.folder)
 
 
-def write_batch(batch: Batch, places: dict[PartKey, Place], folder: Path) -> None:
-    """Write each text of a batch at its place."""
-    for key, text in batch.texts.items():
-        name, offset = places[key]
-        path = folder / name
+def write_batch(batch: Batch, places: dict[str, int], folder: Path) -> None:
+    """Write the text of each side at its place."""
+    for side, text in batch.texts.items():
+        path = folder / side_file(side)
         try:
             descriptor = os.open(path, os.O_WRONLY | os.O_CREAT, 0o644)
             try:
-                write_at(descriptor, text, offset)
+                write_at(descriptor, text, places[side])
             finally:
                 os.close(descriptor)
         except OSError as error:

@@ -17,17 +17,21 @@ if TYPE_CHECKING:
 
 TRAIN, EVAL = "train", "eval"
 TYPE_ORDER = {"clip": 0, "category": 1, "final": 2}
-MAX_NAME_BYTES = 180  # file systems hold 255; the digest, the side and the trainer's cache add to it
+MAX_NAME_BYTES = 180  # file systems hold 255, and a run's folder is named after its data set
 
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """A named view of a data set: `Variant("reward_model_clip", ("clip__deepseek_chat.jsonl",), num_rows=4)`."""
+    """A named view of the rows of one side: `Variant("reward_model_clip", ((0, 4), (9, 12)), "train")`."""
 
     name: str
-    files: tuple[str, ...]
-    num_rows: int
+    ranges: tuple[tuple[int, int], ...]
     side: str = TRAIN
+
+    @property
+    def num_rows(self) -> int:
+        """How many rows there are."""
+        return sum(stop - start for start, stop in self.ranges)
 
 
 def make_split(ratio: float, seed: int) -> Callable[[bytes], str]:
@@ -74,13 +78,13 @@ def make_variants(parts: Iterable[Part], base: str, *, single: bool, with_tasks:
     """Return the variants that `parts` give, in a fixed order: full, one per type, per judge, per task.
 
     Args:
-        parts: the files of the data set.
+        parts: the rows of the data set by side, type, judge and task.
         base: the first part of every name, "reward_model"; with `single` the whole name.
         single: only one variant that holds everything.
-        with_tasks: whether each task gets a variant; its rows are then in files of their own.
+        with_tasks: whether each task gets a variant.
     """
     groups: dict[tuple[int, str], list[Part]] = defaultdict(list)
-    for part in sorted(parts, key=part_order):
+    for part in parts:
         groups[0, "full"].append(part)
         if single:
             continue
@@ -99,15 +103,31 @@ def view_sides(name: str, parts: list[Part]) -> list[Variant]:
     """Return the train view and the eval view of a variant, each only when it has rows."""
     views = []
     for side, full_name in ((TRAIN, name), (EVAL, f"{name}_{EVAL}")):
-        chosen = [part for part in parts if part.key.side == side]
-        if rows := sum(part.num_rows for part in chosen):
-            views.append(Variant(full_name, tuple(part.file_name for part in chosen), rows, side))
+        ranges = merge_ranges(pair for part in parts if part.key.side == side for pair in part.ranges)
+        if ranges:
+            views.append(Variant(full_name, ranges, side))
     return views
 
 
-def part_order(part: Part) -> tuple[object, ...]:
-    key = part.key
-    return (TYPE_ORDER.get(key.kind, 3), key.kind, key.judge, key.task or "")
+def merge_ranges(ranges: Iterable[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
+    """Return disjoint ranges in rising order, those that touch made one.
+
+    >>> merge_ranges([(4, 6), (0, 2), (2, 3)])
+    ((0, 3), (4, 6))
+    """
+    merged: list[tuple[int, int]] = []
+    for start, stop in sorted(ranges):
+        if merged and merged[-1][1] == start:
+            merged[-1] = (merged[-1][0], stop)
+        else:
+            merged.append((start, stop))
+    return tuple(merged)
+
+
+def lane_order(key: tuple[str, str, str, str | None]) -> tuple[object, ...]:
+    """Sort key for the rows of a block: side, type, judge, task, so that a variant is few ranges."""
+    side, kind, judge, task = key
+    return (side, TYPE_ORDER.get(kind, 3), kind, judge, task or "")
 
 
 def group_order(group: tuple[int, str]) -> tuple[object, ...]:

@@ -1,12 +1,11 @@
-"""A data set folder: parts, the README that names the variants, the manifest; published all at once.
+"""A data set folder: its rows and its manifest; published all at once.
 
     data/
       dataset_info.json                 the registry: each variant by name
       rejected.jsonl                    rows that were left out, with file, line and reason
       reward_model-5f0c2d1e/            one conversion; the name ends in a digest of the content
-        README.md                       the variants, as Hugging Face `datasets` reads them
         manifest.json                   counts, split, metadata form
-        clip__deepseek_chat.jsonl  ...  each row once, by type and judge
+        train.jsonl  eval.jsonl         each row once
 
 A new conversion is a new folder; it takes the place of the old at the moment when the registry is renamed.
 """
@@ -25,16 +24,17 @@ from typing import IO, TYPE_CHECKING, Any
 
 import xxhash
 
-from trainkit.dataset.registry import MANIFEST, REGISTRY, check_free, load_registry, replace_entries
-from trainkit.dataset.select import EVAL, Names, clean_name
-from trainkit.files import sync_folder, temporary_beside, write_json_atomic, write_text_atomic
+from trainkit.dataset.registry import MANIFEST, REGISTRY, check_free, entry_for, load_registry, replace_entries
+from trainkit.dataset.select import EVAL, TRAIN, merge_ranges
+from trainkit.datatypes import Part
+from trainkit.files import sync_folder, temporary_beside, write_json_atomic
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
     from pathlib import Path
 
     from trainkit.dataset.select import Variant
-    from trainkit.datatypes import Part, PartKey, Reject
+    from trainkit.datatypes import PartKey, Reject
 
 STAGING = ".trainkit-staging"
 REJECTED = "rejected.jsonl"
@@ -92,34 +92,9 @@ def flushing(folder: Path | None) -> Iterator[None]:
         raise failures[0]  # the system tells of a page that could not be written once only: not at the last flush
 
 
-def part_namer() -> Callable[[PartKey], str]:
-    """Return the function that gives each part a file name of its own, in the order in which parts appear."""
-    names = Names()
-
-    def name_part(key: PartKey) -> str:
-        words = [clean_name(key.kind or "untyped"), clean_name(key.judge or "unknown")]
-        if key.task is not None:
-            words.append(clean_name(key.task or "no_task"))
-        side = f".{EVAL}" if key.side == EVAL else ""
-        return names.give("__".join(words), repr(key[1:])) + side + ".jsonl"
-
-    return name_part
-
-
-def readme_text(variants: list[Variant]) -> str:
-    """Return the README whose header names the files of each variant, for `datasets.load_dataset(folder, variant)`."""
-    lines = ["---", "configs:"]
-    for variant in variants:
-        lines += [f"- config_name: {quoted(variant.name)}", "  data_files:", "  - split: train", "    path:"]
-        lines += [f"    - {quoted(file)}" for file in variant.files]
-    lines += ["---", "", "# Written by trainkit convert", "", "| variant | rows |", "|---|---|"]
-    lines += [f"| {variant.name} | {variant.num_rows} |" for variant in variants]
-    return "\n".join(lines) + "\n"
-
-
-def quoted(text: str) -> str:
-    """Return `text` as a YAML string (JSON strings are)."""
-    return json.dumps(text, ensure_ascii=False)
+def side_file(side: str) -> str:
+    """Return the name of the file that holds the rows of a side."""
+    return f"{side}.jsonl"
 
 
 def publish(
@@ -134,13 +109,12 @@ def publish(
     """
     names = [variant.name for variant in variants]
     check_free(load_registry(dataset_dir), base, names, dataset_dir)
-    write_text_atomic(staging / "README.md", readme_text(variants))
     write_json_atomic(staging / MANIFEST, manifest)
     flush_folder(staging)
     try:
         folder = settle_folder(staging, dataset_dir, base, digest)
         sync_folder(dataset_dir)
-        replace_entries(dataset_dir, base, folder.name, names)
+        replace_entries(dataset_dir, base, entries_for(folder.name, variants, manifest))
     finally:
         remove_others(dataset_dir, base)
     return folder
@@ -149,7 +123,6 @@ def publish(
 def settle_folder(staging: Path, dataset_dir: Path, base: str, digest: str) -> Path:
     """Rename the staged folder to a name that its content gives; an equal folder that is there already is kept."""
     content = xxhash.xxh3_64(digest.encode())
-    content.update((staging / "README.md").read_bytes())
     content.update((staging / MANIFEST).read_bytes())
     while True:
         folder = dataset_dir / f"{base}-{content.hexdigest()[:8]}"
@@ -180,9 +153,20 @@ def flush_folder(folder: Path) -> None:
     sync_folder(folder)
 
 
+def entries_for(folder: str, variants: list[Variant], manifest: dict[str, Any]) -> dict[str, Any]:
+    """Return the registry entries of the variants; one that holds all rows of its side needs no ranges."""
+    entries = {}
+    for variant in variants:
+        file = side_file(variant.side)
+        everything = variant.num_rows == manifest["files"][file]["rows"]
+        entries[variant.name] = entry_for(f"{folder}/{file}", () if everything else variant.ranges)
+    return entries
+
+
 def remove_others(dataset_dir: Path, base: str) -> None:
     """Remove the folders of conversions of `base` that the registry does not name."""
-    kept = {entry.get("script_url") for entry in load_registry(dataset_dir).values() if isinstance(entry, dict)}
+    named = (entry.get("file_name") for entry in load_registry(dataset_dir).values() if isinstance(entry, dict))
+    kept = {str(name).partition("/")[0] for name in named}
     pattern = re.compile(rf"{re.escape(base)}-[0-9a-f]{{8}}")
     for path in dataset_dir.iterdir():
         if path.name not in kept and pattern.fullmatch(path.name) and path.is_dir():
@@ -236,20 +220,20 @@ class RejectFile:
             self.temporary.unlink(missing_ok=True)
 
 
-def fold_eval(parts: list[Part], folder: Path | None) -> list[Part]:
-    """Return the parts with the eval side put back into the train side, for a split that came to nothing."""
-    folded = {part.key: part for part in parts if part.key.side != EVAL}
+def fold_eval(parts: list[Part], num_rows: int, folder: Path | None) -> list[Part]:
+    """Return the parts with the eval side put behind the train side, for a split that came to nothing.
+
+    `num_rows` is how many rows the train side has.
+    """
+    if folder is not None and (folder / side_file(EVAL)).exists():
+        append_file(folder / side_file(EVAL), folder / side_file(TRAIN))
+    folded: dict[PartKey, tuple[tuple[int, int], ...]] = {}
     for part in parts:
-        if part.key.side != EVAL:
-            continue
-        key = part.key._replace(side="train")
-        old = folded.get(key)
-        name = old.file_name if old else part.file_name.replace(f".{EVAL}.jsonl", ".jsonl")
-        if folder is not None:
-            append_file(folder / part.file_name, folder / name)
-        rows, size = (old.num_rows, old.num_bytes) if old else (0, 0)
-        folded[key] = type(part)(name, key, rows + part.num_rows, size + part.num_bytes)
-    return list(folded.values())
+        shift = num_rows if part.key.side == EVAL else 0
+        key = part.key._replace(side=TRAIN)
+        shifted = tuple((start + shift, stop + shift) for start, stop in part.ranges)
+        folded[key] = merge_ranges((*folded.get(key, ()), *shifted))
+    return [Part(key, ranges) for key, ranges in folded.items()]
 
 
 def append_file(source: Path, target: Path) -> None:

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 from trainkit.dataset.batches import Ledger, Recipe
 from trainkit.dataset.engine import Job, convert_sources
 from trainkit.dataset.registry import load_registry
-from trainkit.dataset.select import EVAL, Variant, make_split, make_variants
-from trainkit.dataset.write import RejectFile, fold_eval, part_namer, publish, staging_folder
+from trainkit.dataset.select import EVAL, TRAIN, Variant, make_split, make_variants
+from trainkit.dataset.write import RejectFile, fold_eval, publish, side_file, staging_folder
 from trainkit.errors import InputError, TrainkitError, UsageProblem
 from trainkit.files import locked
 from trainkit.lines import open_sources
@@ -123,21 +123,21 @@ def run(
     on_progress: Callable[[int, int | None], None],
 ) -> ConvertResult:
     rejects = RejectFile(None if options.dry_run else dataset_dir)
-    ledger = Ledger(part_namer(), tasks_kept(options), rejects.add)
+    ledger = Ledger(tasks_kept(options), rejects.add)
     try:
         with staging_folder(dataset_dir, dry_run=options.dry_run) as staging:
             job = Job(sources, make_recipe(options), ledger, staging, counting(sources, on_progress))
             convert_sources(job, options.jobs)
             rejected_file = rejects.publish()
             check_outcome(ledger, options, rejected_file)
-            parts, notes = settle_split(ledger.parts(), options, staging)
+            parts, notes = settle_split(ledger, options, staging)
             variants = make_variants(
                 parts, base_name(options), single=is_single(options), with_tasks=ledger.tasks_apart
             )
             variants, more = drop_small_eval(variants, options)
             folder = None
             if staging is not None:
-                manifest = make_manifest(options, parts, variants, ledger)
+                manifest = make_manifest(options, variants, ledger, staging)
                 digest = ledger.digest.hexdigest()
                 folder = publish(staging, dataset_dir, base_name(options), variants, manifest, digest)
     finally:
@@ -188,7 +188,7 @@ def counting(sources: list[Source], on_progress: Callable[[int, int | None], Non
 
 def check_outcome(ledger: Ledger, options: ConvertOptions, rejected_file: Path | None) -> None:
     """Check that what was read may be published."""
-    num_rows = sum(part.num_rows for part in ledger.parts())
+    num_rows = ledger.num_rows.total()
     num_rejected = ledger.reasons.total()
     num_read = num_rows + num_rejected + ledger.num_filtered
     if num_rejected > round(options.max_rejects * num_read, 6):
@@ -218,12 +218,12 @@ def check_filters(ledger: Ledger, options: ConvertOptions, num_rows: int) -> Non
         raise InputError("no row passes all the filters together", "nothing was published")
 
 
-def settle_split(parts: list[Part], options: ConvertOptions, staging: Path | None) -> tuple[list[Part], list[str]]:
+def settle_split(ledger: Ledger, options: ConvertOptions, staging: Path | None) -> tuple[list[Part], list[str]]:
     """Return the parts, with the split undone when one side is empty or there are too few rows, and a word on it."""
+    parts = ledger.parts()
+    num_eval, num_rows = ledger.num_rows[EVAL], ledger.num_rows.total()
     if options.eval_ratio == 0:
         return parts, []
-    num_eval = sum(part.num_rows for part in parts if part.key.side == EVAL)
-    num_rows = sum(part.num_rows for part in parts)
     if num_rows < options.min_samples:
         reason = f"{num_rows} rows are fewer than --min-samples {options.min_samples}"
     elif num_eval in (0, num_rows):
@@ -231,7 +231,8 @@ def settle_split(parts: list[Part], options: ConvertOptions, staging: Path | Non
         reason = f"every {group} is on the same side, as there are too few of them"
     else:
         return parts, []
-    return fold_eval(parts, staging), [f"no eval split: {reason}; all rows are for training"]
+    folded = fold_eval(parts, ledger.num_rows[TRAIN], staging)
+    return folded, [f"no eval split: {reason}; all rows are for training"]
 
 
 def drop_small_eval(variants: list[Variant], options: ConvertOptions) -> tuple[list[Variant], list[str]]:
@@ -249,23 +250,19 @@ def drop_small_eval(variants: list[Variant], options: ConvertOptions) -> tuple[l
     return [variant for variant in variants if variant.name not in small], [note] if small else []
 
 
-def make_manifest(
-    options: ConvertOptions, parts: list[Part], variants: list[Variant], ledger: Ledger
-) -> dict[str, Any]:
+def make_manifest(options: ConvertOptions, variants: list[Variant], ledger: Ledger, staging: Path) -> dict[str, Any]:
     """Return what is known of the data set; no path and no time, so that a rerun gives the same bytes."""
     split = {"eval_ratio": options.eval_ratio, "seed": options.seed, "group_by": options.group_by or "row"}
+    files = {side_file(side): staging / side_file(side) for side in (TRAIN, EVAL)}
+    there = {name: path.stat().st_size for name, path in files.items() if path.exists()}
+    num_eval = ledger.num_rows[EVAL] if side_file(EVAL) in there else 0
+    rows = {side_file(TRAIN): ledger.num_rows.total() - num_eval, side_file(EVAL): num_eval}
     return {
         "kind": "evaluations",
         "metadata_form": list(options.form),
         "split": split if options.eval_ratio else None,
         "filters": {key: sorted(values) for key, values in sorted(options.filters.items())},
         "num_rejected": ledger.reasons.total(),
-        "parts": {
-            part.file_name: {"rows": part.num_rows, "bytes": part.num_bytes}
-            for part in sorted(parts, key=lambda part: part.file_name)
-        },
-        "variants": {
-            variant.name: {"rows": variant.num_rows, "side": variant.side, "files": list(variant.files)}
-            for variant in variants
-        },
+        "files": {name: {"rows": rows[name], "bytes": num_bytes} for name, num_bytes in there.items()},
+        "variants": {variant.name: {"rows": variant.num_rows, "side": variant.side} for variant in variants},
     }

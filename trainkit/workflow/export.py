@@ -22,10 +22,11 @@ from trainkit.runs.store import MARKER, find_marker, write_marker
 from trainkit.workflow.prepare import trainer_python, writing
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
 INSIDE = Path(trainkit.inside.__file__).parent
 ADAPTER_FILE = "adapter_config.json"
+EXPORT_DIR = "exported_model"
 PROMPT = "Reply with one word: ready"
 
 
@@ -72,7 +73,7 @@ def export(
     check_options(options)
     marker = require_marker(model_dir)
     wanted = marker.get("export") or {}
-    target = local_path(str(options.output_dir or wanted.get("export_dir") or "exported_model"), base)
+    target = local_path(str(options.output_dir or wanted.get("export_dir") or EXPORT_DIR), base)
     check_target(target, model_dir, marker)
     staged = temporary_beside(target)
     try:
@@ -147,6 +148,16 @@ def check_target(target: Path, model_dir: Path, marker: dict[str, Any]) -> None:
     earlier = find_marker(target) if target.is_dir() else None
     if earlier is None or earlier.get("kind") != "export":
         raise ConfigError(f"{target}: exists and was not written by trainkit export", "choose another --output-dir")
+
+
+def check_planned(values: Mapping[str, Any], base: Path) -> None:
+    """Check before a training that its export will find a place: after the training would be late.
+
+    Raises:
+        ConfigError: the folder is somebody else's.
+    """
+    target = (base / (values.get("export_dir") or EXPORT_DIR)).absolute()
+    check_target(target, Path(str(values["output_dir"])), dict(values))
 
 
 def export_values(model_dir: Path, marker: dict[str, Any], staged: Path, options: ExportOptions) -> dict[str, Any]:

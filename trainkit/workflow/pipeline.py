@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING
 
 from trainkit.dataset.registry import find_files
 from trainkit.errors import ConfigError, InputError
+from trainkit.files import write_bytes_atomic
+from trainkit.plan.templates import templates_folder
+from trainkit.workflow.prepare import DEFAULT_CONFIG
 
 if TYPE_CHECKING:
     from trainkit.workflow.prepare import Settings
@@ -15,6 +18,15 @@ if TYPE_CHECKING:
 EVALUATIONS = Path("finetune.jsonl")
 DEMO_FOLDER = Path("demo")
 LONGEST_PROMPT = 1500
+
+
+def write_missing_config(settings: Settings) -> Path | None:
+    """Write training_config.yaml when none is named and none is there; return it when it was written."""
+    path = settings.base / DEFAULT_CONFIG
+    if settings.config_file is not None or path.exists():
+        return None
+    write_bytes_atomic(path, (templates_folder() / DEFAULT_CONFIG).read_bytes())
+    return path
 
 
 def require_evaluations(settings: Settings, named: Path | None) -> Path:

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trainkit import environment
-from trainkit.dataset.registry import check_datasets, find_eval_name
+from trainkit.dataset.check import check_datasets
+from trainkit.dataset.registry import find_eval_name
 from trainkit.datatypes import Problem
 from trainkit.errors import ConfigError, InputError, ProblemsFound, TrainkitError
 from trainkit.plan.arguments import load_arguments

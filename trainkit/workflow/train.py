@@ -27,6 +27,7 @@ from trainkit.runs.store import (
     create_run,
     find_marker,
 )
+from trainkit.workflow.export import check_planned
 from trainkit.workflow.prepare import Prepared, Settings, prepare, read_from, require_sound, trainer_python, writing
 from trainkit.workflow.record import SAME_RUN, find_metrics, finish_run, start_run
 
@@ -48,10 +49,12 @@ class TrainOptions:
         resume: "auto", "never" or a checkpoint; None means auto, or never where the configuration says
             `overwrite_output_dir: true`.
         monitor: the tracker; None means what the configuration says, else SwanLab.
+        export: an export will follow, so its folder is checked too.
     """
 
     resume: str | None = None
     monitor: Monitor | None = None
+    export: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +100,8 @@ def plan_training(settings: Settings, options: TrainOptions) -> TrainPlan:
     """
     prepared = prepare(settings)
     require_sound(prepared)
+    if options.export:
+        check_planned(prepared.config.values, settings.base)
     resume = choose_resume(prepared.config, options.resume, settings.base)
     return lay_out(prepared, resume, options, settings.base / LOG_ROOT / "RUN")
 
@@ -122,12 +127,18 @@ def train(
     """
     prepared = prepare(settings)
     require_sound(prepared)
+    if options.export:
+        check_planned(prepared.config.values, settings.base)
     find_trainer(trainer_python())
     resume = choose_resume(prepared.config, options.resume, settings.base)
     with writing(settings.base):
-        moved = make_room(resume, prepared.config)
         run_folder = create_run(settings.base / LOG_ROOT, run_name(settings), datetime.now().astimezone())
-        plan = lay_out(prepared, resume, options, run_folder.path)
+        try:
+            plan = lay_out(prepared, resume, options, run_folder.path)
+            moved = make_room(resume, prepared.config)
+        except TrainkitError:
+            run_folder.path.rmdir()
+            raise
         plan = dataclasses.replace(plan, notes=(*plan.notes, *moved))
         manifest = start_run(plan, run_folder, settings)
     on_start(plan, run_folder)
@@ -259,14 +270,14 @@ def choose_monitoring(
         home=Path.home(),
         run_name=run_folder.name,
         log_dir=run_folder,
-        run_id=tracked_as(config, resume, run_folder),
+        run_id=tracked_as(resume, run_folder),
         reachable=can_reach,
     )
 
 
-def tracked_as(config: TrainConfig, resume: Resume, run_folder: Path) -> str:
+def tracked_as(resume: Resume, run_folder: Path) -> str:
     """Return the tracker's id of this training; a resumed one goes on under the id that it began with."""
-    marker = find_marker(Path(str(config.values["output_dir"]))) if resume.checkpoint else None
+    marker = find_marker(resume.checkpoint.path) if resume.checkpoint else None
     return str((marker or {}).get("tracked_as") or run_folder.name)
 
 

@@ -148,3 +148,16 @@ def test_a_prompt_for_show_is_short(tmp_path: Path) -> None:
     (tmp_path / "x.jsonl").write_text(json.dumps(rows[0]) + "\n")
     with pytest.raises(ConfigError, match="x: has no prompt of at most 1500 characters"):
         pick_prompt(tmp_path, "x")
+
+
+def test_a_missing_configuration_is_written_and_used(ready: Place) -> None:
+    ready.write("finetune.jsonl", ROWS)
+    ready.path("training_config.yaml").unlink()
+    assert ready.trainkit("pipeline", "--validate-only").code == 1
+    assert not ready.path("training_config.yaml").exists(), "validate writes nothing"
+    done = ready.trainkit("pipeline")
+    assert done.code == 0
+    assert "training_config.yaml: change it for your training" in done.err
+    assert "lora_rank: 64" in ready.path("training_config.yaml").read_text(encoding="utf-8")
+    assert ready.trainkit("pipeline", "-c", "mine.yaml").code == 1
+    assert not ready.path("mine.yaml").exists(), "a named configuration is the user's"

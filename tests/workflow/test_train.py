@@ -623,3 +623,13 @@ def test_the_user_of_python_gets_the_same(ready: Place) -> None:
     assert result.loss_curve == result.output_dir / "training_loss.png"
     (result.output_dir / "training_loss.png").unlink()
     assert result.loss_curve is None
+
+
+def test_an_export_that_would_find_no_place_is_refused_before_the_training(ready: Place) -> None:
+    ready.write("exported/precious.txt", "x")
+    for words in (["train", "--export"], ["train", "--export", "--dry-run"], ["pipeline", "--no-convert", "--export"]):
+        done = ready.trainkit(*words)
+        assert done.code == 1
+        assert "error: WORK/exported: exists and was not written by trainkit export" in done.err
+    assert ready.calls() == []
+    assert ready.trainkit("train").code == 0

@@ -1,6 +1,8 @@
 # Makes .venv from a committed lock file: `make_environment train` or `make_environment dev`, from the project's root.
 # Sourced by run_training.sh and run_tests.sh. Quick when the lock has not changed since the last time.
 
+export UV_SYSTEM_CERTS="${UV_SYSTEM_CERTS:-1}"  # the certificates of this machine, its company's among them
+
 fail() { printf 'error: %s\n    %s\n' "$1" "$2" >&2; exit 1; }
 
 find_python() {

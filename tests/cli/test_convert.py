@@ -23,7 +23,7 @@ from trainkit.dataset.registry import entry_for, load_registry
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from conftest import Done, Place
+    from tests.conftest import Done, Place
 
     Run = Callable[..., tuple[int, str, str]]
 

@@ -129,6 +129,19 @@ def test_blocks_hold_each_line_once(
     assert read == [line.removeprefix(BOM) if number == 0 else line for number, line in enumerate(whole)]
 
 
+def test_a_line_longer_than_blocks_and_buffers_is_in_one_of_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lines, "BLOCK_BYTES", 1 << 20)
+    path = tmp_path / "long.jsonl"
+    content = [b"a" * 10 + b"\n", b"b" * (5 << 19) + b"\n", b"c" * ((1 << 19) - 12) + b"\n", b"d\n", b"e"]
+    path.write_bytes(b"".join(content))
+    source = find_source(path)
+    found = [read_block(source, block) for block in plan_blocks([source])]
+    # the third megabyte ends with the line of c: the next line starts with the fourth
+    assert found == [content[:2], [], content[2:3], content[3:]]
+
+
 def test_only_plain_files_are_cut_into_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lines, "BLOCK_BYTES", 20)
     for name, content in {"a.jsonl": ROWS, "b.json": b"[1]", "c.gz": gzip.compress(ROWS), "d.jsonl": b"{}"}.items():

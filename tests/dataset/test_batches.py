@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trainkit.dataset.batches import Ledger, Recipe, convert_records, report_of
-from trainkit.dataset.select import EVAL, TRAIN, lane_order, make_variants
+from trainkit.dataset.select import EVAL, TRAIN, lane_order, make_variants, merge_ranges
 from trainkit.dataset.write import fold_eval, side_file
 from trainkit.datatypes import Part
 from trainkit.lines import Source
@@ -76,6 +76,8 @@ def test_the_ranges_of_every_variant(found: list[Row], block: int, max_tasks: in
     for side, held in in_file.items():
         assert Counter(held) == Counter(row for row in found if row.side == side)
         assert (ledger.num_rows[side], ledger.num_bytes[side]) == (len(held), len(files[side]))
+    for part in ledger.parts():
+        assert part.ranges == merge_ranges(part.ranges)  # the book grows with the runs, not with the blocks
     tasks = {row.task for row in found} - {""}
     assert ledger.tasks_apart == (max_tasks > 0 and len(tasks) <= max_tasks)
     levels = [("kind", {"clip", "final", "zeta"}), ("judge", {"a", "b"})]
@@ -92,6 +94,13 @@ def test_the_ranges_of_every_variant(found: list[Row], block: int, max_tasks: in
         n: ranges for n, ranges in expected.items() if ranges
     }
     assert all(variant.num_rows == len([*numbers(variant.ranges)]) for variant in variants)
+
+
+def test_the_book_does_not_grow_with_the_tasks() -> None:
+    found = [Row(TRAIN, "clip", "a", f"t{number}", number) for number in range(500)]
+    ledger, _, _ = convert_blocks(found, 2, 20)
+    assert not ledger.tasks_apart
+    assert len(ledger.parts()) <= 21
 
 
 def numbers(ranges: tuple[tuple[int, int], ...]) -> list[int]:

@@ -268,6 +268,18 @@ def test_a_variant_is_few_ranges(tmp_path: Path, num_tasks: int, by_task: int) -
 
 @pytest.mark.usefixtures("small_blocks")
 @pytest.mark.parametrize("jobs", [1, 3])
+@pytest.mark.parametrize("min_samples", [5, 201])
+def test_a_dry_run_counts_what_a_conversion_writes(tmp_path: Path, jobs: int, min_samples: int) -> None:
+    path = write(tmp_path / "in.jsonl", mixed(200))
+    options = ConvertOptions(eval_ratio=0.4, jobs=jobs, min_samples=min_samples)
+    counted = convert([path], tmp_path / "data", dataclasses.replace(options, dry_run=True))
+    assert not (tmp_path / "data").exists()
+    written = convert([path], tmp_path / "data", options)
+    assert dataclasses.replace(written, folder=None) == counted
+
+
+@pytest.mark.usefixtures("small_blocks")
+@pytest.mark.parametrize("jobs", [1, 3])
 def test_a_single_data_set_has_no_ranges(tmp_path: Path, jobs: int) -> None:
     path = write(tmp_path / "in.jsonl", mixed(200))
     options = ConvertOptions(name="own", eval_ratio=0.4, jobs=jobs)
@@ -331,6 +343,17 @@ def test_an_edited_file_is_not_trusted(tmp_path: Path) -> None:
     assert [folder.name for folder in data.iterdir() if folder.is_dir()] == [edited.folder and edited.folder.name]
     convert([path], data, ConvertOptions())
     assert tree(data) == before
+
+
+def test_a_folder_with_another_file_in_it_is_not_trusted(tmp_path: Path) -> None:
+    path, data = write(tmp_path / "in.jsonl", mixed(20)), tmp_path / "data"
+    folder = convert([path], data, ConvertOptions()).folder
+    assert folder is not None
+    (folder / "mine.txt").write_text("")
+    again = convert([path], data, ConvertOptions())
+    check_whole(again, data)
+    assert [found for found in data.iterdir() if found.is_dir()] == [again.folder]
+    assert again.folder != folder
 
 
 def test_other_content_is_another_folder(tmp_path: Path) -> None:

@@ -10,10 +10,9 @@ import signal
 from typing import TYPE_CHECKING, Any
 
 import pytest
-import xxhash
 
 from trainkit import lines
-from trainkit.dataset.batches import Ledger, Recipe, convert_block, report_of
+from trainkit.dataset.batches import Ledger, Recipe, convert_block, digest_of, report_of
 from trainkit.dataset.engine import Job, receive, send, work, write_at
 from trainkit.datatypes import Part, PartKey, Reject
 from trainkit.errors import InputError, Rejected, TrainkitError
@@ -69,9 +68,9 @@ def test_a_worker_reports_and_writes_where_it_is_told(job: Job, tmp_path: Path) 
         (2, 0, []),
     ]
     assert [(report.sizes, report.runs) for report in reports] == [
-        ({"train": (6, xxhash.xxh3_64_intdigest(b"<1><2>"))}, [(ONE, 2)]),
+        ({"train": (6, digest_of(b"<1><2>"))}, [(ONE, 2)]),
         ({}, []),
-        ({"train": (3, xxhash.xxh3_64_intdigest(b"<4>"))}, [(ONE, 1)]),
+        ({"train": (3, digest_of(b"<4>"))}, [(ONE, 1)]),
     ]
     assert (tmp_path / "out" / "train.jsonl").read_bytes() == b"<1><2>\0\0\0<4>"
     assert parent.closed

@@ -173,13 +173,13 @@ def place(
     for name in ("COLUMNS", "TERMINAL_WIDTH"):
         monkeypatch.setenv(name, "100")
     monkeypatch.chdir(folder)
-    for module in ("prepare", "train", "export", "chat", "init"):
+    for module in ("prepare", "start", "train", "export", "chat", "init"):
         monkeypatch.setattr(f"trainkit.workflow.{module}.trainer_python", lambda: fake_python)
     for module in ("export", "chat", "init"):
         monkeypatch.setattr(f"trainkit.workflow.{module}.INSIDE", FAKES / "inside")
     monkeypatch.setattr("trainkit.workflow.prepare.load_arguments", lambda *_: trainer_schema)
     monkeypatch.setattr("trainkit.workflow.prepare.find_hardware", lambda _: Hardware((), 4, 16.0))
-    monkeypatch.setattr("trainkit.workflow.train.can_reach", lambda _: False)
+    monkeypatch.setattr("trainkit.workflow.start.can_reach", lambda _: False)
     keep_arguments(home / "cache" / "trainkit", fake_python, trainer_schema)
     return Place(folder, fake_python, capfd)
 

@@ -12,7 +12,8 @@ import pytest
 import yaml
 
 from trainkit.workflow.prepare import Settings
-from trainkit.workflow.train import TrainOptions, train
+from trainkit.workflow.start import TrainOptions
+from trainkit.workflow.train import train
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -509,7 +510,8 @@ def test_what_the_disk_refuses_is_explained(ready: Place) -> None:
 def test_no_trainer_beside_the_python_is_explained(
     ready: Place, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("trainkit.workflow.train.trainer_python", lambda: tmp_path / "python")
+    for module in ("start", "train"):
+        monkeypatch.setattr(f"trainkit.workflow.{module}.trainer_python", lambda: tmp_path / "python")
     for words in (["train"], ["train", "--dry-run"]):
         done = ready.trainkit(*words)
         assert done.code == 1
@@ -559,7 +561,7 @@ def test_the_command_line_names_the_tracker(ready: Place, word: str, values: dic
 
 
 def test_a_missing_tracker_is_a_note(ready: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("trainkit.workflow.train.importlib.util.find_spec", lambda _: None)
+    monkeypatch.setattr("trainkit.workflow.start.importlib.util.find_spec", lambda _: None)
     done = ready.trainkit("train", "--monitor", "swanlab")
     assert done.code == 0
     assert "note: swanlab: not installed, so this run is not tracked with it\n    pip install swanlab\n" in done.err

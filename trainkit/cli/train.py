@@ -28,7 +28,7 @@ from trainkit.cli.training import (
 
 if TYPE_CHECKING:
     from trainkit.workflow.prepare import Settings
-    from trainkit.workflow.train import TrainOptions
+    from trainkit.workflow.start import TrainOptions
 
 
 def train(
@@ -80,7 +80,7 @@ def show_plan(output: Output, settings: Settings, options: TrainOptions) -> None
     """Print the command, its environment, and each key with its origin."""
     import shlex
 
-    from trainkit.workflow.train import plan_training
+    from trainkit.workflow.start import plan_training
 
     plan = plan_training(settings, options)
     output.problems(plan.notes)

@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from trainkit.datatypes import Problem
     from trainkit.workflow.export import ExportResult
     from trainkit.workflow.prepare import Settings
-    from trainkit.workflow.train import TrainOptions, TrainPlan, TrainResult
+    from trainkit.workflow.start import TrainOptions, TrainPlan
+    from trainkit.workflow.train import TrainResult
 
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="LLaMA-Factory's own keys; they win over the file.")
@@ -62,7 +63,7 @@ def make_settings(
 
 def training_options(resume: str | None, monitor: str | None, *, export: bool = False) -> TrainOptions:
     """Return how a training is started, from the words of a command line."""
-    from trainkit.workflow.train import TrainOptions, parse_monitor
+    from trainkit.workflow.start import TrainOptions, parse_monitor
 
     return TrainOptions(resume, parse_monitor(monitor), export)
 

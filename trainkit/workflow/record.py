@@ -12,6 +12,7 @@ from trainkit.files import load_json, write_text_atomic
 from trainkit.plan.render import render_yaml
 from trainkit.runs.store import describe_data, find_commit, find_versions, link_run, write_marker
 from trainkit.workflow.prepare import names_of
+from trainkit.workflow.start import SAME_RUN
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -19,13 +20,11 @@ if TYPE_CHECKING:
     from trainkit.datatypes import Outcome
     from trainkit.runs.store import Run
     from trainkit.workflow.prepare import Prepared, Settings
-    from trainkit.workflow.train import TrainPlan
+    from trainkit.workflow.start import TrainPlan
 
 VERSIONED = ("trainkit", "llamafactory", "torch", "transformers", "peft", "accelerate", "datasets", "deepspeed", "trl")
 GENERATION_KEYS = ("do_sample", "temperature", "top_p", "top_k", "num_beams", "max_new_tokens", "repetition_penalty")
 EXPORT_KEYS = ("export_dir", "export_size", "export_device")
-# What makes two trainings the same one, so that one can go on where the other stopped.
-SAME_RUN = ("dataset", "model_name_or_path", "finetuning_type", "template")
 
 
 def start_run(plan: TrainPlan, run_folder: Run, settings: Settings) -> dict[str, Any]:

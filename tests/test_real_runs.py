@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.slow
 
+# Measuring the coverage of the trainer too would make it several times slower.
+ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.startswith("COVERAGE_")}
 SHORT = ["cutoff_len=512", "logging_steps=1", "gradient_accumulation_steps=1", "preprocessing_num_workers=1"]
 FEW_ROWS = ["max_samples=12"]
 
@@ -30,7 +32,12 @@ def trainkit(
     """Run the program in a folder and check its exit code."""
     command = [sys.executable, "-m", "trainkit", *words]
     done = subprocess.run(
-        command, cwd=folder, env={**os.environ, **(env or {})}, capture_output=True, text=True, stdin=subprocess.DEVNULL
+        command,
+        cwd=folder,
+        env={**ENVIRONMENT, **(env or {})},
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
     )
     assert done.returncode == exit_code, f"{words}\n{done.stdout}\n{done.stderr}"
     return done
@@ -117,7 +124,7 @@ def test_two_processes_with_zero_3(work: Path) -> None:
 def test_a_killed_training_goes_on_from_its_newest_complete_checkpoint(work: Path) -> None:
     words = ["train", "--monitor", "none", "max_steps=8", "save_steps=2", "eval_strategy=no", *SHORT, *FEW_ROWS]
     saved = work / "saves" / "reward_model_training"
-    with subprocess.Popen([sys.executable, "-m", "trainkit", *words], cwd=work) as process:
+    with subprocess.Popen([sys.executable, "-m", "trainkit", *words], cwd=work, env=ENVIRONMENT) as process:
         wait_for((saved / "checkpoint-4" / "trainer_state.json").exists)
         family = psutil.Process(process.pid).children(recursive=True)
         process.kill()
@@ -137,7 +144,7 @@ def test_ctrl_c_stops_the_trainer_and_resume_is_offered(work: Path) -> None:
     words = ["train", "--monitor", "none", "max_steps=500", "save_steps=1", "eval_strategy=no", *SHORT, *FEW_ROWS]
     saved = work / "saves" / "reward_model_training"
     command = [sys.executable, "-m", "trainkit", *words]
-    with subprocess.Popen(command, cwd=work, stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(command, cwd=work, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True) as process:
         wait_for((saved / "checkpoint-1" / "trainer_state.json").exists)
         process.send_signal(signal.SIGINT)
         _, words_said = process.communicate(timeout=60)
@@ -158,7 +165,7 @@ def test_a_trainer_that_fails_says_why(work: Path) -> None:
     """A real failure of the real trainer: an optimizer that the environment does not have."""
     words = ["optim=galore_adamw", "optim_target_modules=all-linear", "max_steps=1", *SHORT, *FEW_ROWS]
     command = [sys.executable, "-m", "trainkit", "train", "--monitor", "none", *words]
-    done = subprocess.run(command, cwd=work, capture_output=True, text=True)
+    done = subprocess.run(command, cwd=work, env=ENVIRONMENT, capture_output=True, text=True)
     assert done.returncode == manifest_of(work)["exit_code"] != 0
     assert "training failed" in done.stderr
     assert "galore" in done.stderr.lower()

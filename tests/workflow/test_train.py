@@ -80,6 +80,8 @@ def test_the_run_folder_holds_what_is_known_about_the_run(ready: Place) -> None:
     assert manifest["links"] == []
     rows = {file["path"].rpartition("/")[2]: file["rows"] for file in manifest["data"]}
     assert set(rows) == {"train.jsonl", "eval.jsonl"}
+    assert list(manifest["datasets"]) == ["reward_model_clip", "reward_model_clip_eval"]
+    assert manifest["datasets"]["reward_model_clip"]["split"].startswith("train[0:")
     assert sum(rows.values()) == 40
     assert all(len(file["sha256"]) == 64 for file in manifest["data"])
     assert "{'loss': 1.0}" in (run / "train.log").read_text()

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from math import isfinite
 from typing import TYPE_CHECKING, Any
 
-from trainkit.dataset.registry import find_files, find_manifest
+from trainkit.dataset.registry import find_files, find_manifest, load_registry
 from trainkit.files import load_json, write_text_atomic
 from trainkit.plan.render import render_yaml
 from trainkit.runs.store import describe_data, find_commit, find_versions, link_run, write_marker
@@ -39,6 +39,7 @@ def start_run(plan: TrainPlan, run_folder: Run, settings: Settings) -> dict[str,
         "environment": sorted({*plan.command.env, *plan.secrets}),
         "versions": find_versions(VERSIONED),
         "output_dir": str(plan.output_dir),
+        "datasets": describe_entries(plan.prepared),
         "data": describe_inputs(plan.prepared),
         "resumed_from": str(plan.resume.checkpoint.path) if plan.resume.checkpoint else None,
         "git_commit": find_commit(settings.base),
@@ -50,10 +51,20 @@ def start_run(plan: TrainPlan, run_folder: Run, settings: Settings) -> dict[str,
     return manifest
 
 
+def dataset_names(prepared: Prepared) -> list[str]:
+    return [*prepared.datasets, *names_of(prepared.config.values.get("eval_dataset"))]
+
+
+def describe_entries(prepared: Prepared) -> dict[str, Any]:
+    """Return the file and the ranges of rows of each training and eval data set, as they were registered."""
+    entries = load_registry(prepared.dataset_dir)
+    kept = {name: entries[name] for name in dataset_names(prepared) if isinstance(entries.get(name), dict)}
+    return {name: {key: entry.get(key) for key in ("file_name", "split")} for name, entry in kept.items()}
+
+
 def describe_inputs(prepared: Prepared) -> list[dict[str, Any]]:
     """Return digest, size and rows of each local file of the training and eval data."""
-    names = [*prepared.datasets, *names_of(prepared.config.values.get("eval_dataset"))]
-    files = {file for name in names for file in find_files(prepared.dataset_dir, name)}
+    files = {file for name in dataset_names(prepared) for file in find_files(prepared.dataset_dir, name)}
     return [describe_data(file) for file in sorted(files)]
 
 

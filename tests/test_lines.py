@@ -283,3 +283,14 @@ def test_a_file_that_may_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(Path, "open", refuse)
     with pytest.raises(InputError, match=r"a\.jsonl: cannot be read: Permission denied$"):
         find_source(path)
+
+
+def test_a_file_that_is_named_twice_is_refused(tmp_path: Path) -> None:
+    file, link = tmp_path / "a.jsonl", tmp_path / "b.jsonl"
+    file.write_text("{}\n")
+    (tmp_path / "c.jsonl").write_text("{}\n")
+    link.symlink_to(file)
+    assert len(open_sources([file, tmp_path / "c.jsonl"])) == 2
+    for paths in ([file, file], [file, tmp_path / "c.jsonl", link], [Path("-"), Path("-")]):
+        with pytest.raises(InputError, match="is named twice"):
+            open_sources(paths)

@@ -72,9 +72,21 @@ def open_sources(paths: Iterable[Path]) -> list[Source]:
     """Return what each path holds; `-` is standard input.
 
     Raises:
-        InputError: a path that is missing, a folder, unreadable or empty.
+        InputError: a path that is missing, a folder, unreadable or empty, or that was named before.
     """
-    return [find_source(path) for path in paths]
+    sources: list[Source] = []
+    for path in paths:
+        source = find_source(path)
+        if any(is_same(source, other) for other in sources):
+            raise InputError(f"{source.name}: is named twice", "its rows would count double")
+        sources.append(source)
+    return sources
+
+
+def is_same(one: Source, other: Source) -> bool:
+    if one.path is None or other.path is None:
+        return one.path is other.path
+    return one.path.samefile(other.path)
 
 
 def find_source(path: Path) -> Source:

@@ -21,13 +21,14 @@ HEAVY = {"torch", "transformers", "llamafactory", "peft", "verl", "ray", "swanla
 
 # What each level may import of trainkit, by the first part of the module's name.
 GROUND = {"errors", "datatypes"}
-TOOLS = GROUND | {"files", "lines", "environment"}
+TOOLS = GROUND | {"files", "arrays", "lines", "environment"}
 MAY_IMPORT = {
     "errors": {"datatypes"},
     "datatypes": set(),
     "environment": set(),
     "files": GROUND,
-    "lines": GROUND,
+    "arrays": GROUND,
+    "lines": {*GROUND, "arrays"},
     **{room: TOOLS | {room} for room in ROOMS},
     "inside": set(),
     "workflow": {*TOOLS, *ROOMS, "inside", "workflow"},

@@ -15,8 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trainkit import lines
+from trainkit.arrays import ArrayScanner
 from trainkit.errors import InputError
-from trainkit.lines import ArrayScanner, Chunk, Source, find_source, open_sources, plan_blocks, read_block, read_chunks
+from trainkit.lines import Chunk, Source, find_source, open_sources, plan_blocks, read_block, read_chunks
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -99,7 +100,7 @@ def test_a_broken_array_names_the_line(text: bytes, message: str, size: int) -> 
 
 
 def test_an_element_that_never_ends_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lines, "MAX_RECORD_BYTES", 3 << 20)
+    monkeypatch.setattr("trainkit.arrays.MAX_RECORD_BYTES", 3 << 20)
     with pytest.raises(InputError, match=r"^x\.json:2: an element of more than 3 MiB$"):
         scan(cut(b'[1,\n2, "' + b"a" * (5 << 20), [1 << 20]))
 

@@ -9,7 +9,7 @@ from trainkit.errors import ConfigError, EnvironmentProblem
 from trainkit.launch.llamafactory import export_command, find_trainer, program_command, train_command
 
 BIN = Path("/env/bin")
-RUN = Path("/work/logs/run")
+RUN = Path("/place/logs/run")
 BASE = {"PATH": "/env/bin:/usr/bin", "PYTHONUNBUFFERED": "1"}
 
 
@@ -39,7 +39,7 @@ def test_train_command(env: dict[str, str], options: dict[str, object], addition
         env={"PATH": "/usr/bin", **env},
         **options,  # type: ignore[arg-type]
     )
-    argv = ("/env/bin/llamafactory-cli", "train", "/work/logs/run/config.yaml")
+    argv = ("/env/bin/llamafactory-cli", "train", "/place/logs/run/config.yaml")
     assert command == Command(argv, RUN, {**BASE, **additions})
 
 
@@ -66,7 +66,7 @@ def test_a_process_count_that_is_no_number_is_explained() -> None:
 def test_export_and_program_commands() -> None:
     env = {"PATH": "/usr/bin"}
     assert export_command(RUN / "export.yaml", bin_dir=BIN, cwd=RUN, env=env) == Command(
-        ("/env/bin/llamafactory-cli", "export", "/work/logs/run/export.yaml"), RUN, BASE
+        ("/env/bin/llamafactory-cli", "export", "/place/logs/run/export.yaml"), RUN, BASE
     )
     assert program_command(BIN / "python", Path("/t/chat.py"), "a.json", cwd=RUN, env=env) == Command(
         ("/env/bin/python", "/t/chat.py", "a.json"), RUN, BASE

@@ -416,12 +416,12 @@ REFUSED: dict[str, tuple[Callable[..., None], list[str], str]] = {
     ),
     "another": (
         unfinished, ["-d", "reward_model_clip"],
-        "error: WORK/saves/rm: holds an unfinished training that is not this one (dataset was reward_model_full)\n"
-        "    choose another output_dir, or --resume never to start anew (the old folder is kept as .previous)\n",
+        "error: WORK/saves/rm: holds a training that is not this one (dataset was reward_model_full)\n"
+        "    choose another: output_dir=saves/NAME; or --resume never starts anew (the old folder is kept as .previous)\n",
     ),
     "another method": (
         unfinished, ["finetuning_type=full", "template=chatml"],
-        "error: WORK/saves/rm: holds an unfinished training that is not this one "
+        "error: WORK/saves/rm: holds a training that is not this one "
         "(finetuning_type was lora, template was qwen)\n",
     ),
     "no such checkpoint": (

@@ -151,8 +151,8 @@ def check_same_run(config: TrainConfig, output_dir: Path) -> None:
     if different:
         told = ", ".join(f"{key} was {marker[key]}" for key in different)
         raise ConfigError(
-            f"{output_dir}: holds an unfinished training that is not this one ({told})",
-            "choose another output_dir, or --resume never to start anew (the old folder is kept as .previous)",
+            f"{output_dir}: holds a training that is not this one ({told})",
+            "choose another: output_dir=saves/NAME; or --resume never starts anew (the old folder is kept as .previous)",
         )
 
 

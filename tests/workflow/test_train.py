@@ -417,7 +417,7 @@ REFUSED: dict[str, tuple[Callable[..., None], list[str], str]] = {
     "another": (
         unfinished, ["-d", "reward_model_clip"],
         "error: WORK/saves/rm: holds a training that is not this one (dataset was reward_model_full)\n"
-        "    choose another: output_dir=saves/NAME; or --resume never starts anew (the old folder is kept as .previous)\n",
+        "    choose another: output_dir=saves/NAME; or start anew with --resume never (the old is kept as .previous)\n",
     ),
     "another method": (
         unfinished, ["finetuning_type=full", "template=chatml"],

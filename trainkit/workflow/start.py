@@ -152,7 +152,7 @@ def check_same_run(config: TrainConfig, output_dir: Path) -> None:
         told = ", ".join(f"{key} was {marker[key]}" for key in different)
         raise ConfigError(
             f"{output_dir}: holds a training that is not this one ({told})",
-            "choose another: output_dir=saves/NAME; or --resume never starts anew (the old folder is kept as .previous)",
+            "choose another: output_dir=saves/NAME; or start anew with --resume never (the old is kept as .previous)",
         )
 
 

@@ -419,6 +419,7 @@ def test_what_the_prompt_carries(run: Run, words: list[str], prefixes: list[str]
         (["--by-task", "-1"], "--by-task -1: must be a number, all or none", ""),
         (["--by-task", "some"], "--by-task some: must be a number, all or none", ""),
         (["--split", "tasks"], "--split tasks: must be groups or rows", ""),
+        (["--eval-ratio", "0.3"], "--eval-ratio 0.3: has no meaning without --split-eval", "add --split-eval"),
         (["--split-eval", "--eval-ratio", "1"], "--eval-ratio 1.0: must be at least 0 and below 1", ""),
         (["--split-eval", "--eval-ratio", "-0.1"], "--eval-ratio -0.1: must be at least 0 and below 1", ""),
         (["--split-eval", "--eval-ratio", "nan"], "--eval-ratio nan: must be at least 0 and below 1", ""),

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 Words = list[str]
 MAX_NAME_BYTES = 100  # it becomes part of the names of folders
+DEFAULT_RATIO = 0.15
 
 
 def convert(
@@ -40,7 +41,9 @@ def convert(
         str, typer.Option(help="A variant for each task while there are at most so many; all; none.")
     ] = "20",
     split_eval: Annotated[bool, typer.Option("--split-eval", help="Keep rows apart for evaluation.")] = False,
-    eval_ratio: Annotated[float, typer.Option(help="Share of the groups kept for evaluation.")] = 0.15,
+    eval_ratio: Annotated[
+        float | None, typer.Option(help="Share of the groups kept for evaluation; 0.15 unless given.")
+    ] = None,
     min_samples: Annotated[int, typer.Option(help="A variant with fewer rows gets no eval entry.")] = 5,
     seed: Annotated[int, typer.Option(help="Seed of the split.")] = 42,
     group_by: Annotated[str, typer.Option(help="Metadata key whose rows stay on one side of the split.")] = "task_id",
@@ -65,7 +68,7 @@ def convert(
         name=check_name(name),
         form=parse_form("none" if no_metadata else metadata),
         by_task=parse_by_task(by_task),
-        eval_ratio=eval_ratio if split_eval else 0.0,
+        eval_ratio=choose_ratio(split_eval, eval_ratio),
         min_samples=min_samples,
         seed=seed,
         group_by=parse_split(split, group_by),
@@ -102,6 +105,13 @@ def check_name(name: str | None) -> str | None:
     if name is not None and len(name.encode()) > MAX_NAME_BYTES:
         raise UsageProblem(f"--name {name}: is too long", f"at most {MAX_NAME_BYTES} bytes")
     return name
+
+
+def choose_ratio(split_eval: bool, eval_ratio: float | None) -> float:
+    """Return the share of the eval side; a ratio without the split would be lost without a word."""
+    if eval_ratio is not None and not split_eval:
+        raise UsageProblem(f"--eval-ratio {eval_ratio}: has no meaning without --split-eval", "add --split-eval")
+    return (DEFAULT_RATIO if eval_ratio is None else eval_ratio) if split_eval else 0.0
 
 
 def parse_by_task(words: str) -> int:

@@ -84,7 +84,7 @@ def convert_and_check(
     output: Output, settings: Settings, evaluations: Path | None, *, split_eval: bool = False
 ) -> Prepared:
     """Convert the evaluations, unless there are none to convert, and check the training."""
-    from trainkit.cli.convert import available_cores, run_convert
+    from trainkit.cli.convert import DEFAULT_RATIO, available_cores, run_convert
     from trainkit.cli.validate import run_validation
     from trainkit.workflow.convert import ConvertOptions
     from trainkit.workflow.pipeline import require_evaluations
@@ -92,7 +92,7 @@ def convert_and_check(
 
     if evaluations is not None:
         output.say(f"-- convert {evaluations}")
-        options = ConvertOptions(eval_ratio=0.15 if split_eval else 0.0, jobs=available_cores())
+        options = ConvertOptions(eval_ratio=DEFAULT_RATIO if split_eval else 0.0, jobs=available_cores())
         run_convert(output, [require_evaluations(settings, evaluations)], dataset_dir_of(settings), options)
     output.say("-- validate")
     return run_validation(output, settings)

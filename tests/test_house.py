@@ -21,7 +21,7 @@ HEAVY = {"torch", "transformers", "llamafactory", "peft", "verl", "ray", "swanla
 
 # What each level may import of trainkit, by the first part of the module's name.
 GROUND = {"errors", "datatypes"}
-TOOLS = GROUND | {"files", "arrays", "lines", "environment"}
+TOOLS = GROUND | {"files", "arrays", "lines", "environment", "verdicts"}
 MAY_IMPORT = {
     "errors": {"datatypes"},
     "datatypes": set(),
@@ -29,6 +29,7 @@ MAY_IMPORT = {
     "files": GROUND,
     "arrays": GROUND,
     "lines": {*GROUND, "arrays"},
+    "verdicts": GROUND,
     **{room: TOOLS | {room} for room in ROOMS},
     "inside": set(),
     "workflow": {*TOOLS, *ROOMS, "inside", "workflow"},

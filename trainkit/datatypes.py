@@ -176,3 +176,25 @@ class Reject:
     reason: str
     detail: str
     row: bytes
+
+
+class Turn(NamedTuple):
+    """One message as the trainer aligns it: `Turn("user", "Judge step 3.")`.
+
+    `role` is user, assistant, observation or function.
+    """
+
+    role: str
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """A row as the trainer aligns it: turns that alternate (user or observation, assistant or function), system, tools.
+
+    `tools` is JSON text, empty when there are none.
+    """
+
+    turns: tuple[Turn, ...]
+    system: str = ""
+    tools: str = ""

@@ -88,8 +88,12 @@ class Prepared:
         return names_of(self.config.values.get("dataset"))
 
 
-def prepare(settings: Settings) -> Prepared:
+def prepare(settings: Settings, hardware: Hardware | None = None) -> Prepared:
     """Build the configuration and find every problem in it; nothing is written but the cache of trainer arguments.
+
+    Args:
+        settings: what the user said.
+        hardware: the machine that the training is meant for; None is this one.
 
     Raises:
         ConfigError: the user's file is missing or cannot be read.
@@ -97,7 +101,7 @@ def prepare(settings: Settings) -> Prepared:
     """
     env = environment.snapshot()
     schema = load_arguments(trainer_python(), cache_folder(), env)
-    hardware = find_hardware(env)
+    hardware = hardware or find_hardware(env)
     config = build(settings, schema, hardware)
     problems = check_config(config, schema, hardware, force_template=settings.force_template)
     problems += [*check_output(config, settings.base), *check_data(config)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import os
 import re
@@ -16,10 +17,13 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import pytest
 
+import trainkit.inside
 from trainkit.cli import main
 from trainkit.datatypes import Argument, Hardware
 from trainkit.plan import arguments
 from trainkit.plan.arguments import TrainerSchema
+from trainkit.workflow import form
+from trainkit.workflow.prepare import Settings, prepare
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -37,6 +41,10 @@ output_dir: ./saves/rm
 report_to: none
 export_dir: ./exported
 """
+MODEL = {
+    "model_type": "qwen2", "hidden_size": 64, "intermediate_size": 160, "num_hidden_layers": 2,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 512, "tie_word_embeddings": True,
+}  # fmt: skip
 PACKAGES = ("llamafactory", "transformers", "torch", "peft", "deepspeed", "bitsandbytes", "liger-kernel", "matplotlib")
 OURS = ("WANDB_", "SWANLAB_", "TRAINKIT_", "FAKE_", "HF_", "MODELSCOPE_", "NPROC_", "FORCE_", "NNODES")
 
@@ -94,10 +102,10 @@ class Place:
         self.write("training_config.yaml", "\n".join([*kept, *lines, ""]))
 
     def calls(self, program: str = "") -> list[dict[str, Any]]:
-        """Return what the fakes were asked, the oldest first."""
+        """Return what the fakes were asked, the oldest first; how rows become tokens only when that is asked for."""
         file = Path(os.environ["FAKE_CALLS"])
         calls = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
-        return [call for call in calls if program in ("", call["program"])]
+        return [call for call in calls if call["program"] == program or (not program and call["program"] != "chat_form")]
 
     def run(self) -> Path:
         """Return the newest run folder."""
@@ -173,9 +181,9 @@ def place(
     for name in ("COLUMNS", "TERMINAL_WIDTH"):
         monkeypatch.setenv(name, "100")
     monkeypatch.chdir(folder)
-    for module in ("prepare", "start", "train", "export", "chat", "init"):
+    for module in ("prepare", "start", "train", "export", "chat", "init", "form", "validate", "doctor"):
         monkeypatch.setattr(f"trainkit.workflow.{module}.trainer_python", lambda: fake_python)
-    for module in ("export", "chat", "init"):
+    for module in ("export", "chat", "init", "form", "validate", "doctor"):
         monkeypatch.setattr(f"trainkit.workflow.{module}.INSIDE", FAKES / "inside")
     monkeypatch.setattr("trainkit.workflow.prepare.load_arguments", lambda *_: trainer_schema)
     monkeypatch.setattr("trainkit.workflow.prepare.find_hardware", lambda _: Hardware((), 4, 16.0))
@@ -209,7 +217,7 @@ def ready(place: Place, converted: dict[str, bytes]) -> Iterator[Place]:
     """A folder in which `trainkit train` can start at once."""
     model = place.path("model")
     model.mkdir()
-    (model / "config.json").write_text('{"model_type": "qwen2"}')
+    (model / "config.json").write_text(json.dumps(MODEL))
     (model / "model.safetensors").write_bytes((2).to_bytes(8, "little") + b"{}")
     (model / "tokenizer.json").write_text("{}")
     for name, content in converted.items():
@@ -217,7 +225,19 @@ def ready(place: Place, converted: dict[str, bytes]) -> Iterator[Place]:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)
     place.config()
+    keep_form(place)
     return place
+
+
+def keep_form(place: Place) -> None:
+    """Write down the tokenizer's form where a program of its own looks for it; a byte is a token."""
+    prepared = prepare(Settings(base=place.folder))
+    schema = dataclasses.replace(prepared.schema, versions=arguments.installed_versions(place.python))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(form, "INSIDE", Path(trainkit.inside.__file__).parent)
+        key = form.form_key(dataclasses.replace(prepared, schema=schema), form.form_request(prepared))
+    kept = Path(os.environ["XDG_CACHE_HOME"]) / "trainkit" / f"form-{key}.json"
+    kept.write_bytes((HERE / "data" / "chat_form.json").read_bytes())
 
 
 @pytest.fixture(scope="session")

@@ -9,6 +9,7 @@ Every error that a user can meet is one of these; anything else that escapes is 
     ├── ProblemsFound           exit 1   several problems found together, each with its place
     ├── UsageProblem            exit 2   the command line itself
     ├── TrainerFailed           the trainer's own exit code
+    │   └── OutOfMemory         the same, because the GPU's memory was too small
     └── Interrupted             exit 130 Ctrl-C (143 for SIGTERM)
 
 `Rejected` stands apart: it speaks of one row of data and never ends a command.
@@ -85,6 +86,10 @@ class TrainerFailed(TrainkitError):
 
     def _fields(self) -> tuple[object, ...]:
         return (self.message, self.exit_code, self.hint)
+
+
+class OutOfMemory(TrainerFailed):
+    """A trainer that failed because a GPU's memory was too small."""
 
 
 class Interrupted(TrainkitError):

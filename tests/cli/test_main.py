@@ -14,7 +14,7 @@ from trainkit.errors import ConfigError, Interrupted, ProblemsFound, TrainerFail
 if TYPE_CHECKING:
     from tests.conftest import Place
 
-COMMANDS = ("init", "convert", "validate", "train", "export", "chat", "pipeline")
+COMMANDS = ("init", "convert", "validate", "suggest", "train", "export", "chat", "doctor", "pipeline")
 
 
 def test_the_version(place: Place) -> None:
@@ -89,7 +89,7 @@ def test_an_error_is_told_on_stderr_or_as_json_on_stdout(
     def raise_it(*_: Any) -> None:
         raise error
 
-    monkeypatch.setattr("trainkit.workflow.prepare.prepare", raise_it)
+    monkeypatch.setattr("trainkit.workflow.validate.prepare", raise_it)
     done = place.trainkit("validate")
     assert (done.code, done.out, done.err) == (code, "", text)
     done = place.trainkit("validate", "--json")
@@ -98,7 +98,7 @@ def test_an_error_is_told_on_stderr_or_as_json_on_stdout(
 
 
 def test_a_bug_keeps_its_traceback(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("trainkit.workflow.prepare.prepare", lambda _: 1 // 0)
+    monkeypatch.setattr("trainkit.workflow.validate.prepare", lambda *_: 1 // 0)
     with pytest.raises(ZeroDivisionError):
         place.trainkit("validate")
 
@@ -108,7 +108,7 @@ def interrupt(*_: Any, **__: Any) -> None:
 
 
 def test_ctrl_c_in_trainkit_itself(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("trainkit.workflow.prepare.prepare", interrupt)
+    monkeypatch.setattr("trainkit.workflow.validate.prepare", interrupt)
     done = place.trainkit("validate")
     assert (done.code, done.out) == (130, "")
     assert "Traceback" not in done.err

@@ -9,9 +9,11 @@ import typer
 from trainkit import __version__
 from trainkit.cli.chat import chat
 from trainkit.cli.convert import convert
+from trainkit.cli.doctor import doctor
 from trainkit.cli.export import export
 from trainkit.cli.init import init
 from trainkit.cli.pipeline import pipeline
+from trainkit.cli.suggest import suggest
 from trainkit.cli.train import train
 from trainkit.cli.validate import validate
 
@@ -39,5 +41,5 @@ def options(
     """From agent runs to a trained model: convert, check, train, export, chat."""
 
 
-for command in (init, convert, validate, train, export, chat, pipeline):
+for command in (init, convert, validate, suggest, train, export, chat, doctor, pipeline):
     app.command()(command)

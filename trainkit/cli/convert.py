@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from trainkit.cli.options import AsJson, parse_share, parse_where, split_words
+from trainkit.cli.options import AsJson, Jobs, parse_share, parse_where, split_words
 from trainkit.cli.output import Output
 from trainkit.errors import UsageProblem
 
@@ -49,7 +49,7 @@ def convert(
     group_by: Annotated[str, typer.Option(help="Metadata key whose rows stay on one side of the split.")] = "task_id",
     split: Annotated[str, typer.Option(help="groups keeps a group on one side; rows does not.")] = "groups",
     max_rejects: Annotated[str, typer.Option(help="Largest share of unusable rows to go on with.")] = "1%",
-    jobs: Annotated[int | None, typer.Option("--jobs", "-j", help="Processes at most; all cores unless given.")] = None,
+    jobs: Jobs = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Count, write nothing.")] = False,
     as_json: AsJson = False,
 ) -> None:

@@ -13,6 +13,14 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 AsJson = Annotated[bool, typer.Option("--json", help="Report as one JSON document on stdout.")]
+Jobs = Annotated[int | None, typer.Option("--jobs", "-j", help="Processes at most; all cores unless given.")]
+GpuName = Annotated[
+    str | None,
+    typer.Option("--gpu", metavar="NAME|GIB", help="a100-40, a100-80, h100, h200, l40s, 4090, rtx3090, t4, or GiB."),
+]
+Gpus = Annotated[
+    int | None, typer.Option("--gpus", metavar="N", help="How many; all of this machine, or 1 of a named one.")
+]
 Model = Annotated[
     Path | None,
     typer.Argument(help="A training's output folder, a checkpoint or a model; else output_dir of the configuration."),

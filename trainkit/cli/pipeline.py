@@ -27,7 +27,8 @@ from trainkit.cli.training import (
 )
 
 if TYPE_CHECKING:
-    from trainkit.workflow.prepare import Prepared, Settings
+    from trainkit.workflow.prepare import Settings
+    from trainkit.workflow.validate import Validation
 
 
 def pipeline(
@@ -71,18 +72,18 @@ def pipeline(
     if not validate_only and (made := write_missing_config(settings)):
         output.say(f"made {made}: change it for your training")
     to_convert = None if no_convert or validate_only else evaluations or Path("finetune.jsonl")
-    prepared = convert_and_check(output, settings, to_convert)
+    validation = convert_and_check(output, settings, to_convert)
     if validate_only:
         return
     output.say("-- train")
-    result = run_training(output, settings, options, prepared.problems)
+    result = run_training(output, settings, options, validation.problems)
     if export:
         run_export(output, result.output_dir, settings.base)
 
 
 def convert_and_check(
     output: Output, settings: Settings, evaluations: Path | None, *, split_eval: bool = False
-) -> Prepared:
+) -> Validation:
     """Convert the evaluations, unless there are none to convert, and check the training."""
     from trainkit.cli.convert import DEFAULT_RATIO, available_cores, run_convert
     from trainkit.cli.validate import run_validation
@@ -108,9 +109,9 @@ def run_demo(output: Output, settings: Settings, monitor: str | None) -> None:
     output.say("-- init --demo")
     run_init(output, DEMO_FOLDER, demo=True)
     settings = dataclasses.replace(settings, base=DEMO_FOLDER.absolute())
-    prepared = convert_and_check(output, settings, EVALUATIONS, split_eval=True)
+    validation = convert_and_check(output, settings, EVALUATIONS, split_eval=True)
     output.say("-- train")
-    result = run_training(output, settings, training_options("never", monitor, export=True), prepared.problems)
+    result = run_training(output, settings, training_options("never", monitor, export=True), validation.problems)
     output.say("-- export")
     exported = run_export(output, result.output_dir, settings.base)
     output.say("-- one answer of the exported model (it is tiny: do not expect sense)")

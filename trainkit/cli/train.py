@@ -19,8 +19,10 @@ from trainkit.cli.training import (
     MonitorWith,
     Overrides,
     ResumeFrom,
+    Strict,
     make_settings,
     plan_as_json,
+    run_auto,
     run_export,
     run_training,
     training_options,
@@ -39,6 +41,8 @@ def train(
     learning_rate: LearningRate = None,
     batch_size: BatchSize = None,
     export: Export = False,
+    auto: Annotated[bool, typer.Option("--auto", help="Take the settings that trainkit suggest puts first.")] = False,
+    strict: Strict = False,
     resume: ResumeFrom = None,
     monitor: MonitorWith = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the command and the configuration only.")] = False,
@@ -59,11 +63,11 @@ def train(
         batch_size=batch_size,
         force_template=force_template,
     )
-    options = training_options(resume, monitor, export=export)
+    options = training_options(resume, monitor, export=export, strict=strict)
     if dry_run:
         show_plan(output, settings, options)
         return
-    result = run_training(output, settings, options)
+    result = (run_auto if auto else run_training)(output, settings, options)
     exported = run_export(output, result.output_dir, settings.base) if export else None
     output.json(
         {

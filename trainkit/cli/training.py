@@ -36,6 +36,7 @@ ResumeFrom = Annotated[
 MonitorWith = Annotated[
     str | None, typer.Option("--monitor", metavar="swanlab|wandb|none", help="Tracker; SwanLab unless given.")
 ]
+Strict = Annotated[bool, typer.Option("--strict", help="A warning is an error.")]
 Export = Annotated[bool, typer.Option("--export", help="Export the model after the training.")]
 
 
@@ -61,11 +62,13 @@ def make_settings(
     return Settings(config, options, tuple(overrides or ()), Path.cwd(), force_template)
 
 
-def training_options(resume: str | None, monitor: str | None, *, export: bool = False) -> TrainOptions:
+def training_options(
+    resume: str | None, monitor: str | None, *, export: bool = False, strict: bool = False
+) -> TrainOptions:
     """Return how a training is started, from the words of a command line."""
     from trainkit.workflow.start import TrainOptions, parse_monitor
 
-    return TrainOptions(resume, parse_monitor(monitor), export)
+    return TrainOptions(resume, parse_monitor(monitor), export, strict)
 
 
 def run_training(
@@ -78,11 +81,40 @@ def run_training(
     def start(plan: TrainPlan, run: Any) -> None:
         output.problems(note for note in plan.notes if note not in told)
         output.say(f"training {plan.config.values['dataset']}; the log is {run.log_file}")
+        live("starting the trainer")
 
-    with output.waiting("starting the trainer") as live:
-        result = train(settings, options, start, lambda step, begun: live(describe(step, begun)))
+    with output.waiting("checking the training") as live:
+        result = train(
+            settings,
+            options,
+            start,
+            lambda step, begun: live(describe(step, begun)),
+            lambda done, total: live(f"looking at the data: {done >> 20:,} of {(total or 0) >> 20:,} MiB"),
+        )
     show_training(output, result)
     return result
+
+
+def run_auto(output: Output, settings: Settings, options: TrainOptions) -> TrainResult:
+    """Train with the suggested settings; when the GPU's memory was too small after all, once more with less."""
+    from trainkit.errors import OutOfMemory
+    from trainkit.workflow.auto import choose_settings, smaller_settings, words_of
+
+    with output.progress("looking at the data") as progress:
+        chosen, suggestion = choose_settings(settings, progress)
+    best = suggestion.advice.candidates[0]
+    words = " ".join(words_of(best.changes))
+    output.say(f"--auto: {words} ({best.speedup:.2f}x)" if words else "--auto: the settings are the best already")
+    try:
+        return run_training(output, chosen, options)
+    except OutOfMemory as error:
+        smaller = smaller_settings(chosen)
+        if smaller is None:
+            raise
+        output.error(error)
+        less, changes = smaller
+        output.say(f"--auto: once more with {' '.join(words_of(changes))}")
+        return run_training(output, less, options)
 
 
 def show_training(output: Output, result: TrainResult) -> None:

@@ -21,6 +21,7 @@ MEMORY_HINT = (
 HOST_MEMORY_HINT = (
     "reduce preprocessing_num_workers, dataloader_num_workers and the batch size, or use a machine with more memory"
 )
+OUT_OF_MEMORY = "the GPU is out of memory"
 NAN_TITLE = "the loss is no number any more"
 
 
@@ -77,7 +78,7 @@ RULES: tuple[tuple[str, str, str], ...] = (
         "set dataloader_num_workers to 0, or give the container more shared memory (--shm-size)",
     ),
     (
-        "the GPU is out of memory",
+        OUT_OF_MEMORY,
         r"OutOfMemoryError|CUDA out of memory|CUBLAS_STATUS_ALLOC_FAILED|HIP out of memory",
         MEMORY_HINT,
     ),

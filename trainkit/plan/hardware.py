@@ -23,7 +23,7 @@ def find_hardware(env: Mapping[str, str]) -> Hardware:
     """Return the GPUs that CUDA would show a process with `env`, the usable CPU cores and the memory in GiB."""
     return Hardware(
         gpus=find_gpus(env.get("CUDA_VISIBLE_DEVICES")),
-        cpu_count=_usable_cores(),
+        cpu_count=usable_cores(),
         memory_gib=round(psutil.virtual_memory().total / GIB, 1),
     )
 
@@ -75,7 +75,8 @@ def _describe(nvml: Any, name: str) -> Gpu:
     return Gpu(nvml.nvmlDeviceGetName(handle), memory_gib, (major, minor))
 
 
-def _usable_cores() -> int:
+def usable_cores() -> int:
+    """Return how many cores this process may use."""
     process = psutil.Process()
     if hasattr(process, "cpu_affinity"):  # a container may own fewer cores than the machine has
         return len(process.cpu_affinity() or ()) or 1

@@ -21,11 +21,14 @@ from trainkit.workflow.export import check_planned
 from trainkit.workflow.prepare import Prepared, Settings, prepare, require_sound, trainer_python
 
 if TYPE_CHECKING:
-    from trainkit.datatypes import Command, Problem, TrainConfig
+    from trainkit.datatypes import Command, Hardware, Problem, TrainConfig
 
 LOG_ROOT = Path("logs")
 # What makes two trainings the same one, so that one can go on where the other stopped.
 SAME_RUN = ("dataset", "model_name_or_path", "finetuning_type", "template")
+
+# PyTorch's own settings of its CUDA allocator, under the name of today and the one before 2.9.
+ALLOCATOR_VARIABLES = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
 
 Monitor = Literal["swanlab", "wandb", "none"]
 
@@ -39,11 +42,13 @@ class TrainOptions:
             `overwrite_output_dir: true`.
         monitor: the tracker; None means what the configuration says, else SwanLab.
         export: an export will follow, so its folder is checked too.
+        strict: a warning keeps the training from starting.
     """
 
     resume: str | None = None
     monitor: Monitor | None = None
     export: bool = False
+    strict: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +101,7 @@ def lay_out(prepared: Prepared, resume: Resume, options: TrainOptions, run_folde
         env=env,
         deepspeed=bool(config.values.get("deepspeed")),
         gpu_count=len(prepared.hardware.gpus),
-        extra_env={**monitoring.env, **quiet_environment(env)},
+        extra_env={**monitoring.env, **quiet_environment(env), **memory_environment(env, prepared.hardware)},
     )
     about_secrets = config.notes[len(prepared.config.notes) :]
     notes = (*prepared.problems, *about_secrets, *resume.notes, *monitoring.notes)
@@ -190,6 +195,13 @@ def quiet_environment(env: dict[str, str]) -> dict[str, str]:
     """Return what keeps a trainer's log readable and its libraries from asking questions."""
     wanted = {"TOKENIZERS_PARALLELISM": "false", "PYTHONWARNINGS": "ignore::FutureWarning"}
     return {name: value for name, value in wanted.items() if name not in env}
+
+
+def memory_environment(env: dict[str, str], hardware: Hardware) -> dict[str, str]:
+    """Return what keeps the GPU's memory from falling to pieces, unless the user has said how it is handed out."""
+    if not hardware.gpus or any(name in env for name in ALLOCATOR_VARIABLES):
+        return {}
+    return {ALLOCATOR_VARIABLES[0]: "expandable_segments:True"}
 
 
 def without(values: Any, *keys: str) -> dict[str, Any]:

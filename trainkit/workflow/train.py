@@ -9,14 +9,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trainkit import environment
+from trainkit.dataset.findings import strict
 from trainkit.datatypes import Problem
-from trainkit.errors import ConfigError, Interrupted, TrainerFailed, TrainkitError
-from trainkit.launch.diagnosis import diagnose, find_silent_failure, load_tail
+from trainkit.errors import ConfigError, Interrupted, OutOfMemory, TrainerFailed, TrainkitError
+from trainkit.launch.diagnosis import OUT_OF_MEMORY, diagnose, find_silent_failure, load_tail
 from trainkit.launch.llamafactory import find_trainer
 from trainkit.launch.process import run
 from trainkit.runs.checkpoints import set_aside
 from trainkit.runs.progress import ProgressReader
 from trainkit.runs.store import PROGRESS_LOG, Run, create_run
+from trainkit.workflow.auto import predicted, smaller_hint
+from trainkit.workflow.examine import ExamineOptions, examine
 from trainkit.workflow.export import check_planned
 from trainkit.workflow.prepare import Settings, prepare, read_from, require_sound, trainer_python, writing
 from trainkit.workflow.record import find_metrics, finish_run, start_run
@@ -27,6 +30,8 @@ if TYPE_CHECKING:
 
     from trainkit.datatypes import Outcome, Step, TrainConfig
     from trainkit.runs.checkpoints import Resume
+    from trainkit.workflow.prepare import Prepared
+    from trainkit.workflow.suggest import Suggestion
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +56,7 @@ def train(
     options: TrainOptions,
     on_start: Callable[[TrainPlan, Run], None],
     on_step: Callable[[Step, int], None],
+    on_look: Callable[[int, int | None], None] = lambda done, total: None,  # noqa: ARG005
 ) -> TrainResult:
     """Train with LLaMA-Factory and wait for its end.
 
@@ -59,9 +65,11 @@ def train(
         options: resume and monitoring.
         on_start: told once, before the trainer starts.
         on_step: told of each row of the trainer's log, with the step that a resumed training went on from.
+        on_look: told of the bytes of data that were looked at before the start, and of all.
 
     Raises:
-        ProblemsFound: the configuration has errors; nothing was started.
+        ProblemsFound: the configuration or the data have errors; nothing was started.
+        OutOfMemory: the GPU's memory was too small; the message says what was predicted, the hint what needs less.
         TrainerFailed: the trainer failed; the message says why as far as its log tells.
         Interrupted: the user or the system asked to stop.
     """
@@ -70,6 +78,7 @@ def train(
     if options.export:
         check_planned(prepared.config.values, settings.base)
     find_trainer(trainer_python())
+    prepared, fit = examined(settings, prepared, options, on_look)
     resume = choose_resume(prepared.config, options.resume, settings.base)
     with writing(settings.base):
         run_folder = create_run(settings.base / LOG_ROOT, run_name(settings), datetime.now().astimezone())
@@ -86,10 +95,27 @@ def train(
     metrics = find_metrics(plan.output_dir, outcome)
     with writing(run_folder.path):
         finish_run(run_folder, manifest, outcome, metrics)
-    check_outcome(outcome, run_folder, plan)
+    check_outcome(outcome, run_folder, plan, fit)
     check_progress(last, resume, run_folder)
     notes = (*plan.notes, *check_learning(run_folder, metrics))
     return TrainResult(run_folder, plan.output_dir, metrics, notes, outcome.seconds)
+
+
+def examined(
+    settings: Settings, prepared: Prepared, options: TrainOptions, on_look: Callable[[int, int | None], None]
+) -> tuple[Prepared, Suggestion | None]:
+    """Return the configuration with all that an examination adds to its problems, and how it fits on the GPU.
+
+    Raises:
+        ProblemsFound: something keeps the training from starting.
+    """
+    found = examine(settings, prepared, ExamineOptions(resume=options.resume, export=options.export), on_look)
+    problems = [*prepared.problems, *found.problems]
+    problems = strict(problems) if options.strict else problems
+    order = {"error": 0, "warning": 1, "note": 2}
+    prepared = dataclasses.replace(prepared, problems=tuple(sorted(problems, key=lambda problem: order[problem.level])))
+    require_sound(prepared)
+    return prepared, found.fit
 
 
 def follow(plan: TrainPlan, run_folder: Run, on_step: Callable[[Step, int], None]) -> tuple[Outcome, Step | None]:
@@ -133,7 +159,7 @@ def make_room(resume: Resume, config: TrainConfig) -> list[Problem]:
     return [Problem("output_dir", f"the earlier training there was kept as {previous}", level="note")]
 
 
-def check_outcome(outcome: Outcome, run_folder: Run, plan: TrainPlan) -> None:
+def check_outcome(outcome: Outcome, run_folder: Run, plan: TrainPlan, fit: Suggestion | None = None) -> None:
     """Raise what a failed or stopped training means for the user."""
     if outcome.signal is not None:
         hint = f"--resume auto goes on from the newest complete checkpoint in {plan.output_dir}"
@@ -143,6 +169,8 @@ def check_outcome(outcome: Outcome, run_folder: Run, plan: TrainPlan) -> None:
     found = diagnose(load_tail(run_folder.log_file), outcome.exit_code)
     lines = "".join(f"\n    {line}" for line in found.lines)
     message = f"training failed: {found.title}{lines}\n    the whole log: {run_folder.log_file}"
+    if found.title == OUT_OF_MEMORY:
+        raise OutOfMemory(f"{message}{predicted(fit)}", outcome.exit_code, smaller_hint(fit) or found.hint)
     raise TrainerFailed(message, outcome.exit_code, found.hint)
 
 

@@ -1,0 +1,90 @@
+"""The closed form against the exact trace of the real model classes, over a grid of models and settings."""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from trainkit.plan.architecture import architecture_of
+from trainkit.plan.known_models import find_known_config
+from trainkit.plan.memory import Setup, estimate
+
+TRACE = Path(__file__).parents[2] / "trainkit" / "inside" / "memory_trace.py"
+MODELS = ("qwen2.5-0.5b", "qwen2.5-1.5b", "qwen2.5-3b", "qwen2.5-7b", "llama-3-8b", "mistral-7b", "qwen3-8b")
+FOUR = ("qwen2.5-0.5b", "qwen2.5-7b", "mistral-7b", "qwen3-8b")
+LENGTHS = (1024, 4096, 16384, 2048)
+VARIANTS: tuple[dict[str, Any], ...] = (
+    {"method": "lora", "dropout": 0.1},
+    {"method": "lora", "masked": True},
+    {"method": "full", "masked": True},
+    {"method": "qlora"},
+    {"method": "qlora", "dropout": 0.1},
+    {"method": "lora", "zero_stage": 0},
+    {"method": "lora", "zero_stage": 0, "dropout": 0.1},
+    {"method": "full", "pure_bf16": True},
+    {"method": "lora", "rank": 16, "lora_targets": ("q_proj", "v_proj")},
+    {"method": "full", "accumulation": 1},
+    {"method": "lora", "stage": "dpo"},
+    {"method": "lora", "stage": "rm"},
+)
+GOAL = 0.03
+
+
+def grid() -> list[tuple[str, Setup]]:
+    """7 models x LoRA or full x checkpointing x liger, and 12 variants of 4 models, with the lengths in turn."""
+    switches = [{"checkpointing": on, "liger": fused} for on in (True, False) for fused in (True, False)]
+    plain = [(name, {"method": method, **way}) for name in MODELS for method in ("lora", "full") for way in switches]
+    varied = [
+        (name, {**variant, **switches[(row + column) % 4]})
+        for row, variant in enumerate(VARIANTS)
+        for column, name in enumerate(FOUR)
+    ]
+    return [
+        (name, Setup(**{"seq_tokens": LENGTHS[index % 4 - index // 4 % 4], "rank": 64, "accumulation": 2, **fields}))
+        for index, (name, fields) in enumerate([*plain, *varied])
+    ]
+
+
+def traced(cases: list[tuple[str, Setup]]) -> list[dict[str, Any]]:
+    request = [
+        {"config": find_known_config(name), "setup": asdict(setup), "extrapolate": True} for name, setup in cases
+    ]
+    env = {name: value for name, value in os.environ.items() if not name.startswith("COVERAGE_")}
+    done = subprocess.run(
+        [sys.executable, str(TRACE)],
+        input=json.dumps({"cases": request}),
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        env=env,
+        check=True,
+    )
+    answer: dict[str, list[dict[str, Any]]] = json.loads(done.stdout.splitlines()[-1])
+    return answer["results"]
+
+
+@pytest.mark.slow
+def test_the_closed_form_is_within_3_percent_of_the_trace_over_the_grid() -> None:
+    cases = grid()
+    assert len(cases) >= 100
+    errors = {}
+    for (name, setup), result in zip(cases, traced(cases), strict=True):
+        assert "error" not in result, (name, setup, result["error"])
+        config = find_known_config(name)
+        assert config is not None
+        memory = estimate(architecture_of(config), setup)
+        errors[name, setup] = (memory.allocated - memory.workspace) / result["allocated"] - 1
+    worst = max(errors, key=lambda case: abs(errors[case]))
+    assert abs(errors[worst]) < GOAL, (worst, errors[worst])
+    assert statistics.median(map(abs, errors.values())) < 0.001
+    print(
+        f"{len(errors)} cases, median {statistics.median(map(abs, errors.values())):.4%}, {errors[worst]:+.2%} {worst}"
+    )

@@ -1,0 +1,186 @@
+"""Everything about a training that can be known before it: its data, its disk, its resume, its place on the GPU."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from trainkit import environment
+from trainkit.dataset.linter import check_registry
+from trainkit.dataset.registry import REGISTRY, find_files, load_registry
+from trainkit.datatypes import Problem
+from trainkit.errors import ConfigError, InputError
+from trainkit.plan.architecture import find_architecture
+from trainkit.plan.check import load_deepspeed, zero_stage
+from trainkit.plan.disk import Training, check_disk, find_volume
+from trainkit.plan.hardware import GIB
+from trainkit.plan.steps import Steps, plan_steps
+from trainkit.runs.checkpoints import find_checkpoints
+from trainkit.runs.resume_check import PlannedRun, check_resume, find_earlier_manifest
+from trainkit.workflow.auto import words_of
+from trainkit.workflow.look import LookResult, faulty_names, look_at_data
+from trainkit.workflow.prepare import names_of
+from trainkit.workflow.start import LOG_ROOT, choose_resume
+from trainkit.workflow.suggest import Suggestion, SuggestOptions, suggest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from trainkit.plan.padding import Lengths
+    from trainkit.workflow.prepare import Prepared, Settings
+
+
+@dataclass(frozen=True, slots=True)
+class ExamineOptions:
+    """What an examination is about.
+
+    Attributes:
+        gpu, gpus: the machine that the training is meant for; None is this one.
+        jobs: processes at most.
+        resume: as `--resume` says it.
+        export: an export will follow, so it needs its room too.
+    """
+
+    gpu: str | None = None
+    gpus: int | None = None
+    jobs: int | None = None
+    resume: str | None = None
+    export: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Examination:
+    """What was found: the look at the data, the steps of the training, its place on the GPU, all problems."""
+
+    look: LookResult
+    steps: Steps | None
+    fit: Suggestion | None
+    problems: tuple[Problem, ...]
+
+
+def examine(
+    settings: Settings,
+    prepared: Prepared,
+    options: ExamineOptions,
+    report: Callable[[int, int | None], None] = lambda done, total: None,  # noqa: ARG005
+) -> Examination:
+    """Find every problem of a training that its configuration alone does not show; nothing is written."""
+    problems = check_entries(prepared)
+    look = look_at_data(prepared, options.jobs, report)
+    problems += look.problems
+    if prepared.errors:  # the rest reckons with values that are sound
+        return Examination(look, None, None, tuple(problems))
+    world = options.gpus or len(prepared.hardware.gpus) or 1
+    steps = plan_steps(look.train_rows, value_of(prepared), world) if look.train_rows else None
+    problems += check_room(prepared, steps, options)
+    problems += check_going_on(settings, prepared, steps, options, world)
+    try:
+        fit = find_fit(settings, prepared, options, look.lengths)
+    except (ConfigError, InputError) as error:
+        fit, unknown = None, Problem("GPU memory", f"cannot be foreseen: {error.message}", error.hint, "note")
+        problems.append(unknown)
+    problems += check_fit(fit) if fit else []
+    return Examination(look, steps, fit, tuple(problems))
+
+
+def value_of(prepared: Prepared) -> Callable[[str], Any]:
+    """Return the function from a key to its value, or to the trainer's default for it."""
+    return lambda key: prepared.config.values.get(key, prepared.schema.default(key))
+
+
+def check_entries(prepared: Prepared) -> list[Problem]:
+    """Return what is wrong with the registry; check_data says when it or an entry is missing."""
+    names = [*prepared.datasets, *names_of(prepared.config.values.get("eval_dataset"))]
+    if not (prepared.dataset_dir / REGISTRY).is_file() or faulty_names(prepared):
+        return []
+    return check_registry(prepared.dataset_dir, names, stage=str(value_of(prepared)("stage")))
+
+
+def check_room(prepared: Prepared, steps: Steps | None, options: ExamineOptions) -> list[Problem]:
+    """Return what speaks against the disks: checkpoints, the trained model and its export must fit."""
+    values, value = prepared.config.values, value_of(prepared)
+    try:
+        architecture = find_architecture(str(values.get("model_name_or_path") or ""), environment.snapshot())
+    except (ConfigError, InputError):  # a model whose sizes are not known; find_fit says so where it matters
+        return []
+    if architecture is None:
+        return []
+    method = str(value("finetuning_type"))
+    targets = names_of(value("lora_target")) or ["all"]
+    chosen = "all" if "all" in targets else tuple(targets)
+    adapter = architecture.lora_params(int(value("lora_rank")), chosen) if method == "lora" else 0
+    deepspeed = values.get("deepspeed")
+    training = Training(
+        architecture.params,
+        adapter or architecture.params,
+        method,
+        zero_stage(load_deepspeed(deepspeed)) if deepspeed else None,
+        bool(value("pure_bf16")),
+        str(value("optim")),
+    )
+    output_dir = Path(str(values["output_dir"]))
+    folders = {"output_dir": output_dir}
+    if options.export:
+        folders["export_dir"] = Path(str(values.get("export_dir") or output_dir))
+    volumes = {key: find_volume(folder) for key, folder in folders.items()}
+    existing = len(find_checkpoints(output_dir))
+    return check_disk(values, training, volumes, total_steps=steps.total if steps else None, existing=existing)
+
+
+def check_going_on(
+    settings: Settings, prepared: Prepared, steps: Steps | None, options: ExamineOptions, world: int
+) -> list[Problem]:
+    """Return what would not go as planned when this training goes on from a checkpoint, if it does."""
+    try:
+        resume = choose_resume(prepared.config, options.resume, settings.base)
+        manifest = find_earlier_manifest(resume.checkpoint.path, settings.base / LOG_ROOT) if resume.checkpoint else {}
+    except (ConfigError, InputError) as error:
+        return [Problem("resume_from_checkpoint", error.message, error.hint, "warning")]
+    if resume.checkpoint is None:
+        return []
+    value = value_of(prepared)
+    entries = load_registry(prepared.dataset_dir)
+    planned = PlannedRun(
+        total_steps=steps.total if steps else None,
+        learning_rate=float(value("learning_rate")),
+        batch_size=int(value("per_device_train_batch_size")),
+        accumulation=int(value("gradient_accumulation_steps")),
+        processes=world,
+        deepspeed=bool(value("deepspeed")),
+        ignore_data_skip=bool(value("ignore_data_skip")),
+        files=tuple(file for name in prepared.datasets for file in find_files(prepared.dataset_dir, name)),
+        splits={name: entries[name].get("split") for name in prepared.datasets if name in entries},
+    )
+    return check_resume(resume.checkpoint, planned, manifest)
+
+
+def find_fit(
+    settings: Settings, prepared: Prepared, options: ExamineOptions, lengths: Lengths | None
+) -> Suggestion | None:
+    """Return how the training fits on the GPU that is named or here; None when there is neither.
+
+    Raises:
+        ConfigError, InputError: the memory model does not know such a training.
+    """
+    if not options.gpu and not prepared.hardware.gpus:
+        return None
+    return suggest(settings, SuggestOptions(options.gpu, options.gpus), lengths)
+
+
+def check_fit(fit: Suggestion) -> list[Problem]:
+    """Return a warning when the configuration will not fit, with settings that do."""
+    given, gpu = fit.advice.given, fit.task.machine.gpu
+    if given.fits:
+        return []
+    message = (
+        f"needs {given.memory.total / GIB:.1f} GiB, and {given.usable / GIB:.1f} of {gpu.name} can be filled "
+        f"(the peak is at {given.memory.phase})"
+    )
+    best = next(iter(fit.advice.candidates), None)
+    if best is None:
+        return [Problem("GPU memory", message, "trainkit suggest shows what comes nearest", "warning")]
+    words = " ".join(words_of(best.changes))
+    need = f"{best.verdict.memory.total / GIB:.1f} GiB"
+    hint = f"{words} needs {need}: train --auto takes it, trainkit suggest shows more"
+    return [Problem("GPU memory", message, hint, "warning")]

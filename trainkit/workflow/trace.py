@@ -1,0 +1,132 @@
+"""The exact memory of suggested setups: the real model class on tensors without content, in a child process."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from trainkit.datatypes import Problem
+from trainkit.files import load_json
+from trainkit.plan.hardware import run_child_json
+from trainkit.workflow.prepare import trainer_python
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from trainkit.plan.architecture import Architecture
+    from trainkit.plan.verdict import Verdict
+    from trainkit.workflow.suggest import Suggestion
+
+TRACE = Path(__file__).parent.parent / "inside" / "memory_trace.py"
+TRACED_FIELDS = (
+    "method", "stage", "micro_batch", "seq_tokens", "rank", "lora_targets", "dropout", "checkpointing", "liger",
+    "masked", "zero_stage", "pure_bf16", "accumulation", "optimizer",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Traced:
+    """The exact trace of one setup, in bytes; all 0 with the reason in `error` when it could not be traced.
+
+    `allocated` is the peak of all tensors; `total` adds what the closed form has for workspaces, the allocator's
+    rounding and the CUDA context; `difference` is how far the closed form is from the trace, 0.01 being 1 % above it.
+    """
+
+    allocated: int = 0
+    total: int = 0
+    difference: float = 0.0
+    phase: str = ""
+    error: str = ""
+
+    def fits(self, usable: int) -> bool:
+        """Whether the traced setup fits; one that could not be traced is not spoken against."""
+        return self.total <= usable
+
+
+def with_trace(suggestion: Suggestion, env: Mapping[str, str]) -> Suggestion:
+    """Trace the given setup and the candidates; a candidate that does not fit after all is taken out, with a note.
+
+    Raises:
+        EnvironmentProblem: the trainer's packages cannot be imported.
+    """
+    advice = suggestion.advice
+    first, *others = trace(suggestion, [advice.given, *(candidate.verdict for candidate in advice.candidates)], env)
+    pairs = list(zip(advice.candidates, others, strict=True))
+    kept = [(candidate, found) for candidate, found in pairs if found.fits(candidate.verdict.usable)]
+    notes = [
+        Problem(
+            "--exact",
+            f"taken out: {_words(candidate.changes)} needs more than predicted",
+            level="warning",
+        )
+        for candidate, found in pairs
+        if not found.fits(candidate.verdict.usable)
+    ]
+    notes += [Problem("--exact", found.error, level="note") for found in dict.fromkeys((first, *others)) if found.error]
+    return dataclasses.replace(
+        suggestion,
+        advice=dataclasses.replace(advice, candidates=tuple(candidate for candidate, _ in kept)),
+        notes=(*suggestion.notes, *notes),
+        traced=(first, *(found for _, found in kept)),
+    )
+
+
+def trace(suggestion: Suggestion, verdicts: list[Verdict], env: Mapping[str, str]) -> list[Traced]:
+    """Return the trace of each setup; those that are sharded among GPUs are not traced."""
+    config = model_config(suggestion)
+    whole = [verdict for verdict in verdicts if not is_sharded(verdict)]
+    cases = [{"config": config, "setup": setup_words(verdict), "extrapolate": True} for verdict in whole]
+    answers = run_child_json(trainer_python(), TRACE, {"cases": cases}, env)["results"] if cases else []
+    found = iter([traced(verdict, answer) for verdict, answer in zip(whole, answers, strict=True)])
+    sharded = Traced(error="not traced: the trace knows one GPU that holds everything, not ZeRO's shards")
+    return [sharded if is_sharded(verdict) else next(found) for verdict in verdicts]
+
+
+def _words(changes: Mapping[str, Any]) -> str:
+    """Return changed keys as they stand in YAML."""
+    return ", ".join(f"{key}: {json.dumps(value)}" for key, value in changes.items()) or "the configuration as given"
+
+
+def is_sharded(verdict: Verdict) -> bool:
+    """Whether a setup is spread over GPUs or over the host's memory."""
+    setup = verdict.setup
+    return bool(setup.zero_stage) and (setup.world > 1 or setup.offload_optimizer or setup.offload_params)
+
+
+def setup_words(verdict: Verdict) -> dict[str, Any]:
+    """Return a setup in the words of inside/memory_trace.py."""
+    fields = dataclasses.asdict(verdict.setup)
+    return {name: fields[name] for name in TRACED_FIELDS}
+
+
+def traced(verdict: Verdict, answer: Mapping[str, Any]) -> Traced:
+    """Return what the trace says of a setup."""
+    if "error" in answer:
+        return Traced(error=f"not traced: {answer['error']}")
+    memory, allocated = verdict.memory, int(answer["allocated"])
+    tensors = memory.allocated - memory.workspace
+    return Traced(allocated, int(allocated + memory.total - tensors), tensors / allocated - 1, str(answer["phase"]))
+
+
+def model_config(suggestion: Suggestion) -> Any:
+    """Return the model's config.json, or the sizes that it would hold for a model that is known by its name only."""
+    file = Path(str(suggestion.config.values["model_name_or_path"])) / "config.json"
+    return load_json(file) if file.is_file() else config_of(suggestion.task.architecture)
+
+
+def config_of(architecture: Architecture) -> dict[str, Any]:
+    """Return an architecture in the words of a config.json."""
+    return {
+        "model_type": architecture.model_type,
+        "hidden_size": architecture.hidden,
+        "intermediate_size": architecture.intermediate,
+        "num_hidden_layers": architecture.layers,
+        "num_attention_heads": architecture.heads,
+        "num_key_value_heads": architecture.kv_heads,
+        "head_dim": architecture.head_dim,
+        "vocab_size": architecture.vocab,
+        "tie_word_embeddings": architecture.tied,
+    }

@@ -105,7 +105,9 @@ class Place:
         """Return what the fakes were asked, the oldest first; how rows become tokens only when that is asked for."""
         file = Path(os.environ["FAKE_CALLS"])
         calls = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
-        return [call for call in calls if call["program"] == program or (not program and call["program"] != "chat_form")]
+        return [
+            call for call in calls if call["program"] == program or (not program and call["program"] != "chat_form")
+        ]
 
     def run(self) -> Path:
         """Return the newest run folder."""
@@ -185,8 +187,9 @@ def place(
         monkeypatch.setattr(f"trainkit.workflow.{module}.trainer_python", lambda: fake_python)
     for module in ("export", "chat", "init", "form", "validate", "doctor"):
         monkeypatch.setattr(f"trainkit.workflow.{module}.INSIDE", FAKES / "inside")
-    monkeypatch.setattr("trainkit.workflow.prepare.load_arguments", lambda *_: trainer_schema)
-    monkeypatch.setattr("trainkit.workflow.prepare.find_hardware", lambda _: Hardware((), 4, 16.0))
+    for module in ("prepare", "suggest"):
+        monkeypatch.setattr(f"trainkit.workflow.{module}.load_arguments", lambda *_: trainer_schema)
+        monkeypatch.setattr(f"trainkit.workflow.{module}.find_hardware", lambda _: Hardware((), 4, 16.0))
     monkeypatch.setattr("trainkit.workflow.start.can_reach", lambda _: False)
     keep_arguments(home / "cache" / "trainkit", fake_python, trainer_schema)
     return Place(folder, fake_python, capfd)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+import os
 import sys
 from types import ModuleType, SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -50,8 +51,34 @@ def test_what_the_trainer_raises_is_one_line(monkeypatch: pytest.MonkeyPatch) ->
         chat_form.describe({})
 
 
-def test_a_request_is_read_from_stdin() -> None:
-    assert chat_form.load_request(io.StringIO('{"model_name_or_path": "m"}')) == {"model_name_or_path": "m"}
+@pytest.mark.parametrize(
+    ("request_", "answer"),
+    [
+        ("no json", {"error": "the request is not JSON: Expecting value: line 1 column 1 (char 0)"}),
+        ("[1]", {"error": "the request is not a JSON object"}),
+        ("{}", {"error": "the request has no model_name_or_path"}),
+        ('{"model_name_or_path": "m"}', {"form": {"model_name_or_path": "m"}}),
+    ],
+)
+def test_the_answer_is_the_only_line_on_stdout(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], request_: str, answer: dict[str, Any]
+) -> None:
+    def load(keys: dict[str, Any]) -> dict[str, Any]:
+        os.write(1, b"a library says hello\n")
+        return {"form": keys}
+
+    monkeypatch.setattr(chat_form, "load_form", load)
+    monkeypatch.setattr("sys.stdin", io.StringIO(request_))
+    monkeypatch.setattr("sys.argv", ["chat_form.py"])
+    before = os.dup(1)
+    try:
+        chat_form.main()
+    finally:
+        os.dup2(before, 1)
+        os.close(before)
+    found = capfd.readouterr()
+    assert [json.loads(line) for line in found.out.splitlines()] == [answer]
+    assert found.err == ("a library says hello\n" if "form" in answer else "")
 
 
 def test_tokens_among_the_slots_become_ids() -> None:

@@ -7,22 +7,23 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from trainkit.cli.options import AsJson
+from trainkit.cli.options import AsJson, GpuName, Gpus
 from trainkit.cli.output import Output
 from trainkit.cli.training import BatchSize, ConfigFile, Dataset, Overrides, make_settings
 
 if TYPE_CHECKING:
+    from trainkit.workflow.probe import Probed
     from trainkit.workflow.suggest import Suggestion
 
-GpuName = Annotated[
-    str | None,
-    typer.Option("--gpu", metavar="NAME|GIB", help="a100-40, a100-80, h100, h200, l40s, 4090, rtx3090, t4, or GiB."),
-]
-Gpus = Annotated[int | None, typer.Option("--gpus", help="How many; all of this machine, or 1 of a named one.")]
+GIB = 2**30
+
 Effective = Annotated[
     int | None, typer.Option("--effective-batch", help="Rows of an optimizer step; else as the configuration has it.")
 ]
 Exact = Annotated[bool, typer.Option("--exact", help="Also trace the real model class; takes some seconds.")]
+Probe = Annotated[
+    bool, typer.Option("--probe", help="Also run three real steps on this machine's GPU, and remember its speed.")
+]
 Write = Annotated[Path | None, typer.Option("--write", help="Write the configuration with the first suggestion.")]
 Force = Annotated[bool, typer.Option("--force", help="Overwrite the file of --write.")]
 
@@ -36,6 +37,7 @@ def suggest(
     gpus: Gpus = None,
     effective_batch: Effective = None,
     exact: Exact = False,
+    probe: Probe = False,
     write: Write = None,
     force: Force = False,
     as_json: AsJson = False,
@@ -51,7 +53,7 @@ def suggest(
 
     with output.waiting("searching"):
         suggestion = find(settings, SuggestOptions(gpu, gpus, exact, effective_batch))
-    show(output, suggestion)
+    show(output, suggestion, run_probe(output, suggestion) if probe else None)
     if write:
         from trainkit.workflow.suggested_file import write_suggestion
 
@@ -61,8 +63,18 @@ def suggest(
         raise typer.Exit(1)
 
 
-def show(output: Output, suggestion: Suggestion) -> None:
-    """Print a suggestion: the verdict on the configuration, the best settings, the options."""
+def run_probe(output: Output, suggestion: Suggestion) -> Probed:
+    """Run the first suggestion for three real steps."""
+    from trainkit.workflow.probe import probe
+
+    with output.waiting("three real steps with the longest batch"):
+        return probe(suggestion)
+
+
+def show(output: Output, suggestion: Suggestion, probed: Probed | None = None) -> None:
+    """Print a suggestion: the verdict on the configuration, the best settings, the options, what a probe measured."""
+    import dataclasses
+
     from trainkit.cli.suggestion_text import text_of
     from trainkit.datatypes import Problem
     from trainkit.workflow.suggestion_report import report
@@ -70,5 +82,18 @@ def show(output: Output, suggestion: Suggestion) -> None:
     found = report(suggestion)
     for line in text_of(found):
         output.data(line)
+    if probed:
+        found["probe"] = dataclasses.asdict(probed)
+        show_probe(output, probed)
     output.problems(Problem(**note) for note in found["notes"])
     output.json(found)
+
+
+def show_probe(output: Output, probed: Probed) -> None:
+    """Print what real steps took, beside what was predicted."""
+    memory = f"{probed.allocated / GIB:.1f} GiB allocated, {probed.predicted_allocated / GIB:.1f} predicted"
+    speed = f"{probed.tokens_per_second:,.0f} tokens/s, {probed.predicted_tokens_per_second:,.0f} predicted"
+    output.data("")
+    output.data("probe of the first: " + ("out of memory" if probed.out_of_memory else f"{memory}; {speed}"))
+    if probed.calibration:
+        output.say(f"later predictions for this kind of GPU use {probed.calibration}")

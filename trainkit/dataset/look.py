@@ -87,12 +87,7 @@ def look_at_rows(plan: RowPlan, lens: Lens, workers: int, on_progress: Callable[
 
 def stored_bytes(plan: RowPlan) -> int:
     """Return the bytes that a look at a plan reads."""
-    return sum(block_bytes(plan, block) for block in plan.blocks)
-
-
-def block_bytes(plan: RowPlan, block: Block) -> int:
-    """Return the bytes of a block; of a file that is read whole, all of it."""
-    return block.stop - block.start if block.kind == "lines" else plan.files[block.file].stat().st_size
+    return sum(block.size for block in plan.blocks)
 
 
 def tally_blocks(
@@ -102,7 +97,7 @@ def tally_blocks(
     look = Look(plan, lens, tokenizer)
     for block, part in map_in_processes(look, plan.blocks, workers):
         tally.update(part)
-        on_progress(block_bytes(plan, block))
+        on_progress(block.size)
     return tally
 
 

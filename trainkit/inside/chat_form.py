@@ -165,7 +165,8 @@ def main() -> None:
         answer = describe(load_request(sys.stdin))
     except NoForm as error:
         answer = {"error": str(error)}
-    print(json.dumps(answer), file=stdout, flush=True)
+    with stdout:
+        print(json.dumps(answer), file=stdout)
 
 
 if __name__ == "__main__":

@@ -84,8 +84,9 @@ def config_of(values: Mapping[str, Any], layers: int | None = None) -> Any:
     """Return transformers' configuration object for the mapping of a config.json, with `layers` layers if given.
 
     Raises:
-        NotTraced: a model that transformers does not know, or that is not text alone.
+        NotTraced: a model that transformers does not know, a value that it refuses, or a model that is not text alone.
     """
+    from huggingface_hub.errors import StrictDataclassError
     from transformers import CONFIG_MAPPING, AutoConfig
 
     if values.get("model_type") not in CONFIG_MAPPING:
@@ -97,7 +98,10 @@ def config_of(values: Mapping[str, Any], layers: int | None = None) -> Any:
         rest["num_hidden_layers"] = layers
         if rest.get("layer_types"):
             rest["layer_types"] = rest["layer_types"][:layers]
-    config = AutoConfig.for_model(values["model_type"], **rest)
+    try:
+        config = AutoConfig.for_model(values["model_type"], **rest)
+    except StrictDataclassError as error:
+        raise NotTraced(f"not traced: {error}") from None
     config.use_cache = False
     return config
 

@@ -2,7 +2,7 @@
 
 Each kernel takes the longest of three times: its arithmetic at a share of the peak, its memory traffic at a share of
 the bandwidth, and a launch. Traffic per token and layer was counted by tracing the model classes (see traffic.py). The
-shares below are assumed, not measured on a GPU: they are meant for ranking settings.
+shares are assumed unless a probe has measured them (calibration.py): they are meant for ranking settings.
 """
 
 from __future__ import annotations
@@ -19,11 +19,7 @@ if TYPE_CHECKING:
     from trainkit.plan.gpus import GpuModel
     from trainkit.plan.recipe import Setup
 
-# Shares of the peak. A mask takes attention off the flash kernel: 0.25 is calibrated on transformers#30461, where a
-# 7B model does 3247 tokens/s at 4k without a mask and 2483 with one.
-MATMUL_SHARE = 0.75
-FLASH_SHARE = 0.45
-MASKED_SHARE = 0.25
+# Shares of the peak; those of arithmetic are the GPU's (gpus.Shares).
 BANDWIDTH_SHARE = 0.85
 LINK_SHARE = 0.7
 LAUNCH_SECONDS = 4e-6  # a kernel takes no less on the GPU
@@ -182,7 +178,7 @@ class _Step:
         return (forwards + backwards) * self._product(self.tokens, self.model.hidden, self.model.vocab)
 
     def _product(self, tokens: float, into: int, out: int) -> float:
-        compute = 2 * tokens * into * out / (self.gpu.tflops * 1e12 * MATMUL_SHARE)
+        compute = 2 * tokens * into * out / (self.gpu.tflops * 1e12 * self.gpu.shares.matmul)
         traffic = BF16 * (tokens * into + into * out + tokens * out) / self.bandwidth
         return max(compute, traffic, LAUNCH_SECONDS)
 
@@ -191,7 +187,8 @@ class _Step:
     def attention_seconds(self) -> float:
         """Scores and their backward pass, 2.5 times the forward one; only the flash kernel skips the causal half."""
         passes = self.forwards + 2.5
-        share, work = (MASKED_SHARE, 1.0) if self.setup.masked else (FLASH_SHARE, 0.5)
+        shares = self.gpu.shares
+        share, work = (shares.masked, 1.0) if self.setup.masked else (shares.flash, 0.5)
         flops = 4 * self.tokens * self.seq * self.queries * work
         traffic = BF16 * 2 * (self.queries + self.keys) * self.tokens
         once = max(flops / (self.gpu.tflops * 1e12 * share), traffic / self.bandwidth, LAUNCH_SECONDS)

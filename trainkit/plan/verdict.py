@@ -28,11 +28,12 @@ GROUPED_EFFICIENCY = 0.95  # what sorting rows by length leaves of a batch
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """What a training is meant for: `Machine(find_gpu("a100-80"), count=8)`."""
+    """What a training is meant for: `Machine(find_gpu("a100-80"), count=8)`; `here` says that it is this one."""
 
     gpu: GpuModel
     count: int = 1
     expandable_segments: bool = True
+    here: bool = False
 
     @property
     def usable(self) -> int:

@@ -37,13 +37,22 @@ VERSIONED = ("llamafactory", "transformers", "python")
 
 def find_form(prepared: Prepared) -> tuple[ChatForm | None, list[Problem]]:
     """Return how the trainer would turn rows into tokens; None with the reason when its answer cannot be had."""
-    asked = form_request(prepared)
-    cache = cache_folder() / f"form-{form_key(prepared, asked)}.json"
+    asked, cache = form_request(prepared), form_cache(prepared)
     try:
         form = decode_form(cache.read_bytes() if cache.is_file() else ask(asked, cache))
     except EnvironmentProblem as error:
         return None, [Problem("template", f"no lengths are counted: {error.message}", error.hint, "warning")]
     return form, [Problem("template", limit, level="note") for limit in form.limits]
+
+
+def has_form(prepared: Prepared) -> bool:
+    """Whether the trainer's answer is known, so that `find_form` need not ask."""
+    return form_cache(prepared).is_file()
+
+
+def form_cache(prepared: Prepared) -> Path:
+    """Return where the answer is kept."""
+    return cache_folder() / f"form-{form_key(prepared, form_request(prepared))}.json"
 
 
 def form_request(prepared: Prepared) -> dict[str, Any]:

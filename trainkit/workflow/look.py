@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trainkit import __version__
+from trainkit.dataset.columns import check_columns
 from trainkit.dataset.entry import entry_of
 from trainkit.dataset.findings import Figures, add_leaks, figures_of, problems_of
 from trainkit.dataset.look import Lens, look_at_rows, stored_bytes
@@ -19,7 +20,7 @@ from trainkit.datatypes import Problem
 from trainkit.errors import InputError
 from trainkit.plan.hardware import usable_cores
 from trainkit.plan.padding import Lengths
-from trainkit.workflow.form import find_form
+from trainkit.workflow.form import find_form, has_form
 from trainkit.workflow.keep import find_tally, keep_tally, look_key
 from trainkit.workflow.prepare import names_of
 
@@ -115,7 +116,8 @@ def look_at_data(
             plans.append((side, name, lens, plan_rows(prepared.dataset_dir, lens.entry, values.get("max_samples"))))
         except InputError as error:
             problems.append(Problem(f"{side} data {name}", error.message, error.hint))
-    problems += [problem for *_, plan in plans for problem in plan.problems]
+    for *_, lens, plan in plans:
+        problems += [*plan.problems, *check_columns(plan, lens.entry)]
     progress = Progress(report, sum(stored_bytes(plan) for *_, plan in plans))
     sets = [look_at_set(*each, jobs or usable_cores(), progress) for each in plans]
     tallies = [each.tally for each in sets if each.side == "train"]
@@ -125,6 +127,27 @@ def look_at_data(
     for each in sets:
         problems += problems_of(f"{each.side} data {each.name}", each.tally, each.figures, Path.cwd())
     return LookResult(tuple(sets), tuple(problems), form)
+
+
+def find_kept_lengths(prepared: Prepared) -> Lengths | None:
+    """Return the tokens of the training rows when an earlier look counted them; nothing is counted here."""
+    entries = find_entries(prepared)
+    names = [name for name in prepared.datasets if entries.get(name, {}).get("file_name")]
+    if not names or len(names) < len(prepared.datasets) or not has_form(prepared):
+        return None
+    form, _ = find_form(prepared)
+    counts: Counter[int] = Counter()
+    for name in names:
+        try:
+            lens = lens_for(prepared, name, entries[name], form)
+            plan = plan_rows(prepared.dataset_dir, lens.entry, prepared.config.values.get("max_samples"))
+        except InputError:
+            return None
+        tally = find_tally(look_key(plan, lens, __version__))
+        if tally is None:
+            return None
+        counts.update(tally.lengths)
+    return Lengths(tuple(sorted(counts.items()))) if counts else None
 
 
 def find_entries(prepared: Prepared) -> dict[str, Any]:

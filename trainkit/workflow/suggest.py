@@ -10,12 +10,14 @@ from trainkit.datatypes import Gpu, Hardware, Problem
 from trainkit.errors import ConfigError, EnvironmentProblem, UsageProblem
 from trainkit.plan.architecture import find_architecture
 from trainkit.plan.arguments import load_arguments
+from trainkit.plan.calibration import calibrated
 from trainkit.plan.gpus import find_gpu, gpu_model_of
 from trainkit.plan.hardware import find_hardware
 from trainkit.plan.setup import not_modelled, setup_of
 from trainkit.plan.suggest import advise
 from trainkit.plan.verdict import Machine, Task
-from trainkit.workflow.prepare import Settings, build, cache_folder, trainer_python
+from trainkit.workflow.look import find_kept_lengths
+from trainkit.workflow.prepare import Prepared, Settings, build, cache_folder, trainer_python
 from trainkit.workflow.trace import with_trace
 
 if TYPE_CHECKING:
@@ -65,7 +67,8 @@ def suggest(settings: Settings, options: SuggestOptions, lengths: Lengths | None
     Args:
         settings: what the user said about the training.
         options: the machine that it is meant for.
-        lengths: tokens of the rows before truncation; without them every row counts as cutoff_len.
+        lengths: tokens of the rows before truncation; without them what an earlier look at the data found, and when
+            there was none, every row counts as cutoff_len.
 
     Raises:
         EnvironmentProblem: no GPU is named and there is none here.
@@ -77,6 +80,7 @@ def suggest(settings: Settings, options: SuggestOptions, lengths: Lengths | None
     schema = load_arguments(trainer_python(), cache_folder(), env)
     config = build(settings, schema, hardware_of(machine))
     architecture = architecture_for(config, env)
+    lengths = lengths or find_kept_lengths(Prepared(config, schema, hardware_of(machine), ()))
     cutoff_len = int(config.values.get("cutoff_len") or schema.default("cutoff_len"))
     cut = lengths.cut(cutoff_len) if lengths else None
     given = setup_of(
@@ -113,12 +117,14 @@ def find_machine(options: SuggestOptions) -> Machine:
     if options.gpus is not None and options.gpus < 1:
         raise UsageProblem(f"--gpus {options.gpus}: must be 1 or more")
     if options.gpu:
-        return Machine(find_gpu(options.gpu), options.gpus or 1, options.expandable_segments)
+        gpu = calibrated(find_gpu(options.gpu), cache_folder())
+        return Machine(gpu, options.gpus or 1, options.expandable_segments)
     found = find_hardware(environment.snapshot()).gpus
     if not found:
         raise EnvironmentProblem("there is no NVIDIA GPU here", "name the one that is meant: --gpu a100-40")
     smallest = min(found, key=lambda gpu: gpu.memory_gib)
-    return Machine(gpu_model_of(smallest), options.gpus or len(found), options.expandable_segments)
+    gpu = calibrated(gpu_model_of(smallest), cache_folder())
+    return Machine(gpu, options.gpus or len(found), options.expandable_segments, here=True)
 
 
 def hardware_of(machine: Machine) -> Hardware:

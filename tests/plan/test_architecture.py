@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import os
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from trainkit.errors import ConfigError, InputError
 from trainkit.plan.architecture import Architecture, architecture_of, find_architecture
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 LLAMA = {
     "model_type": "llama",

@@ -31,7 +31,7 @@ VARIANTS: tuple[dict[str, Any], ...] = (
     {"method": "lora", "zero_stage": 0, "dropout": 0.1},
     {"method": "full", "pure_bf16": True},
     {"method": "lora", "rank": 16, "lora_targets": ("q_proj", "v_proj")},
-    {"method": "full", "accumulation": 1},
+    {"method": "full", "optimizer": "adamw_8bit"},
     {"method": "lora", "stage": "dpo"},
     {"method": "lora", "stage": "rm"},
 )
@@ -39,7 +39,10 @@ GOAL = 0.03
 
 
 def grid() -> list[tuple[str, Setup]]:
-    """7 models x LoRA or full x checkpointing x liger, and 12 variants of 4 models, with the lengths in turn."""
+    """7 models x LoRA or full x checkpointing x liger, and 12 variants of 4 models.
+
+    Lengths and whether gradients are accumulated change from case to case, in other steps than the rest.
+    """
     switches = [{"checkpointing": on, "liger": fused} for on in (True, False) for fused in (True, False)]
     plain = [(name, {"method": method, **way}) for name in MODELS for method in ("lora", "full") for way in switches]
     varied = [
@@ -47,10 +50,12 @@ def grid() -> list[tuple[str, Setup]]:
         for row, variant in enumerate(VARIANTS)
         for column, name in enumerate(FOUR)
     ]
-    return [
-        (name, Setup(**{"seq_tokens": LENGTHS[index % 4 - index // 4 % 4], "rank": 64, "accumulation": 2, **fields}))
-        for index, (name, fields) in enumerate([*plain, *varied])
-    ]
+    cases = []
+    for index, (name, fields) in enumerate([*plain, *varied]):
+        seq_tokens = LENGTHS[(index + index // 4) % 4]
+        accumulation = 1 + (index + index // 8) % 2
+        cases.append((name, Setup(**{"seq_tokens": seq_tokens, "rank": 64, "accumulation": accumulation} | fields)))
+    return cases
 
 
 def traced(cases: list[tuple[str, Setup]]) -> list[dict[str, Any]]:

@@ -26,8 +26,8 @@ WORKSPACE = {True: 64 * MIB, False: 16 * MIB}  # of cuBLAS, on Hopper and newer 
 CONTEXT = round(0.55 * GIB)  # CUDA's own memory of a process
 NCCL = round(0.6 * GIB)  # buffers between ranks
 # What the allocator needs beyond the peak. Segments that grow can give back every free page when memory is short, so
-# that rounding is left; otherwise free blocks too small for the next logits stay. By a model of PyTorch's allocator over
-# traces (inside/trace_allocator.py) 0.21 to 0.41 of the logits, and 0.21 of a layer's work where there are none.
+# that rounding is left; otherwise free blocks too small for the next logits stay: over traces, by a model of PyTorch's
+# allocator (inside/trace_allocator.py), 0.21 to 0.41 of the logits, and 0.21 of a layer's work where there are none.
 GROWING_SHARE = 0.02
 LOGITS_SHARE = 0.30
 WORK_SHARE = 0.20

@@ -284,13 +284,14 @@ FOUR_BIT = {"method": "qlora"}
 
 @pytest.mark.slow
 def test_shallow_models_tell_of_deep_ones_and_each_gpu_kernel_has_its_cost(run: Run) -> None:
-    deep = TINY | {"num_hidden_layers": 9, "layer_types": ["full_attention"] * 9}
-    step = SMALL_STEP | {"seq_tokens": 40}
+    deep = TINY | {"num_hidden_layers": 6, "layer_types": ["full_attention"] * 6}
+    step = SMALL_STEP | {"seq_tokens": 40}  # no multiple of 16, which masked attention pads to
     setups = [{}, FOUR_BIT, {"liger": True}, {"masked": True}, {"method": "full", "liger": True}, {"dropout": 0.1}]
-    setups += [FOUR_BIT | {"zero_stage": 2}, {"liger": True, "stage": "rm"}, {"method": "full", "pure_bf16": True}]
+    setups += [FOUR_BIT | {"zero_stage": 2}, {"liger": True, "stage": "rm"}]
     setups += [{"method": "full", "optimizer": name} for name in ("adamw", "adamw_8bit", "paged")]
     setups += [{"method": "full", "stage": "dpo", "checkpointing": False}, {"lora_targets": ["q_proj"]}]
     setups += [{"checkpointing": False, "accumulation": 1, "method": "full"}, {"liger": True, "pure_bf16": True}]
+    setups += [{"masked": True, "seq_tokens": 48}]
     cases = [
         {"config": deep, "setup": step | setup, "extrapolate": extrapolate, "alignment": 1}
         for setup in setups
@@ -306,13 +307,13 @@ def test_shallow_models_tell_of_deep_ones_and_each_gpu_kernel_has_its_cost(run: 
         assert (line["reserved"], line["composition"]) == (None, [])
     by_setup = {json.dumps(setup): whole for setup, whole in zip(setups, results[::2], strict=True)}
     plain = by_setup["{}"]
-    full, eight_bit, paged = (by_setup[json.dumps(setup)]["states"] for setup in setups[9:12])
+    full, eight_bit, paged = (by_setup[json.dumps(setup)]["states"] for setup in setups[8:11])
     assert by_setup[json.dumps(FOUR_BIT)]["states"] < plain["states"]
     assert by_setup[json.dumps({"liger": True})]["allocated"] < plain["allocated"]
     assert by_setup[json.dumps({"masked": True})]["allocated"] > plain["allocated"]
     assert by_setup[json.dumps({"dropout": 0.1})]["peaks"]["backward, layers"] > plain["peaks"]["backward, layers"]
     assert paged < eight_bit < full
-    assert full - paged == 8 * by_setup[json.dumps(setups[9])]["trainable"]
+    assert full - paged == 8 * by_setup[json.dumps(setups[8])]["trainable"]
 
 
 @pytest.mark.slow

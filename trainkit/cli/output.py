@@ -96,6 +96,7 @@ class Output:
             bar.refresh()
 
         with bar:
+            bar.refresh()
             yield report
 
     @contextmanager

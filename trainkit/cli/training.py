@@ -111,7 +111,8 @@ def run_auto(output: Output, settings: Settings, options: TrainOptions) -> Train
         smaller = smaller_settings(chosen)
         if smaller is None:
             raise
-        output.error(error)
+        if not output.as_json:  # the one document on stdout is about the second training
+            output.error(error)
         less, changes = smaller
         output.say(f"--auto: once more with {' '.join(words_of(changes))}")
         return run_training(output, less, options)

@@ -43,6 +43,7 @@ else:  # run by path: this folder is what Python looks in first
 
 STEPS = 3
 LEARNING_RATE = 1e-4
+SEED = 42
 
 
 def apply_liger(model_type: str, setup: Setup) -> None:
@@ -63,6 +64,7 @@ def random_model(config: Any, setup: Setup, device: str) -> Any:
     """Return a model with random weights on the device, adapted and typed as LLaMA-Factory would train it."""
     import torch
 
+    torch.manual_seed(SEED)
     with torch.device(device):
         model = trace_model.causal_model(config)
         trace_model.fill(model)

@@ -55,14 +55,12 @@ def attention(
 
 
 def attention_bias(mask: Any, query: Any, key: Any) -> Any:
-    """Return the mask as the efficient kernel wants it: numbers, rows padded to 16, seen by every head."""
+    """Return a mask of truth values as the efficient kernel wants it: numbers, rows padded to 16, for every head."""
     import torch
     import torch.nn.functional as functional
 
-    bias = mask
-    if mask.dtype == torch.bool:
-        bias = torch.zeros_like(mask, dtype=query.dtype)
-        bias.masked_fill_(mask.logical_not(), float("-inf"))
+    bias = torch.zeros_like(mask, dtype=query.dtype)
+    bias.masked_fill_(mask.logical_not(), float("-inf"))
     if missing := -bias.shape[-1] % 16:
         bias = functional.pad(bias, (0, missing))[..., :-missing]
     return bias.expand(*query.shape[:3], key.shape[2])

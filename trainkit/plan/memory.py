@@ -184,21 +184,23 @@ def _copies(model: Architecture, setup: Setup, layer: Layer) -> int:
 
 
 def _layer_moments(model: Architecture, setup: Setup, states: States, layer: Layer, kept: Part) -> list[Moment]:
-    """Return the backward pass of the last layer, and of the first one by when all gradients are there."""
+    """Return the backward pass of the last layer, and of the first one by when nearly all gradients are there."""
     full = setup.method == "full"
-    head = states.gradient_bytes * model.embedding_params if full else 0
-    waiting = head if model.tied else 0  # the head's share of a tied gradient waits for the embedding's
-    size = layer_work(model, setup) + waiting
+    # The head's share of a tied gradient waits for the embedding's.
+    waiting = states.gradient_bytes * model.embedding_params if full and model.tied else 0
     again = layer.saved if setup.checkpointing else 0
     why = "one layer computed again, and its backward pass" if setup.checkpointing else "the backward pass of one layer"
-    work = Part(size + again, why)
+    work = Part(layer_work(model, setup) + waiting + again, why)
+    gradients = states.gradients.size
     if setup.accumulation > 1:
-        return [Moment("backward, last layer", states.gradients.size, kept, work=work)]
-    last = min(head - waiting, states.gradients.size)
+        return [Moment("backward, last layer", gradients, kept, work=work)]
+    held = gradients / model.params if full else 0  # bytes of a gradient that stay on this GPU
+    head = 0 if model.tied else round(held * model.embedding_params)
+    missing = round(held * (model.embedding_params + model.layer_params))
     first = Part(kept.size // model.layers, "the first layer's alone")
     return [
-        Moment("backward, last layer", last, kept, work=work),
-        Moment("backward, first layer", max(states.gradients.size - head, 0), first, work=work),
+        Moment("backward, last layer", head, kept, work=work),
+        Moment("backward, first layer", max(gradients - missing, 0), first, work=work),
     ]
 
 

@@ -18,8 +18,9 @@ from trainkit.plan.hardware import GIB
 from trainkit.plan.steps import Steps, plan_steps
 from trainkit.runs.checkpoints import find_checkpoints
 from trainkit.runs.resume_check import PlannedRun, check_resume, find_earlier_manifest
+from trainkit.runs.store import find_marker
 from trainkit.workflow.auto import words_of
-from trainkit.workflow.look import LookResult, faulty_names, look_at_data
+from trainkit.workflow.look import LookResult, faulty_names, find_entries, look_at_data
 from trainkit.workflow.prepare import names_of
 from trainkit.workflow.start import LOG_ROOT, choose_resume
 from trainkit.workflow.suggest import Suggestion, SuggestOptions, suggest
@@ -27,6 +28,7 @@ from trainkit.workflow.suggest import Suggestion, SuggestOptions, suggest
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from trainkit.datatypes import Checkpoint
     from trainkit.plan.padding import Lengths
     from trainkit.workflow.prepare import Prepared, Settings
 
@@ -73,8 +75,10 @@ def examine(
         return Examination(look, None, None, tuple(problems))
     world = options.gpus or len(prepared.hardware.gpus) or 1
     steps = plan_steps(look.train_rows, value_of(prepared), world) if look.train_rows else None
-    problems += check_room(prepared, steps, options)
-    problems += check_going_on(settings, prepared, steps, options, world)
+    checkpoint, refused = find_checkpoint(settings, prepared, options)
+    problems += check_room(prepared, steps, options, checkpoint)
+    problems += refused
+    problems += check_going_on(settings, prepared, steps, checkpoint, world) if checkpoint else []
     try:
         fit = find_fit(settings, prepared, options, look.lengths)
     except (ConfigError, InputError) as error:
@@ -94,10 +98,19 @@ def check_entries(prepared: Prepared) -> list[Problem]:
     names = [*prepared.datasets, *names_of(prepared.config.values.get("eval_dataset"))]
     if not (prepared.dataset_dir / REGISTRY).is_file() or faulty_names(prepared):
         return []
-    return check_registry(prepared.dataset_dir, names, stage=str(value_of(prepared)("stage")))
+    problems = check_registry(prepared.dataset_dir, names, stage=str(value_of(prepared)("stage")))
+    entries = find_entries(prepared)
+    others = {problem.where.rpartition(" ")[2] for problem in problems} & (entries.keys() - {*names})
+    told = [problem for problem in problems if problem.where.rpartition(" ")[2] not in others]
+    if others:
+        message = f"other entries have faults too: {', '.join(sorted(others))}"
+        told.append(Problem(REGISTRY, message, "trainkit validate -d NAME tells them", "note"))
+    return told
 
 
-def check_room(prepared: Prepared, steps: Steps | None, options: ExamineOptions) -> list[Problem]:
+def check_room(
+    prepared: Prepared, steps: Steps | None, options: ExamineOptions, checkpoint: Checkpoint | None
+) -> list[Problem]:
     """Return what speaks against the disks: checkpoints, the trained model and its export must fit."""
     values, value = prepared.config.values, value_of(prepared)
     try:
@@ -124,21 +137,29 @@ def check_room(prepared: Prepared, steps: Steps | None, options: ExamineOptions)
     if options.export:
         folders["export_dir"] = Path(str(values.get("export_dir") or output_dir))
     volumes = {key: find_volume(folder) for key, folder in folders.items()}
-    existing = len(find_checkpoints(output_dir))
+    existing = len(find_checkpoints(output_dir)) if checkpoint else 0  # without a resume they are set aside
     return check_disk(values, training, volumes, total_steps=steps.total if steps else None, existing=existing)
 
 
-def check_going_on(
-    settings: Settings, prepared: Prepared, steps: Steps | None, options: ExamineOptions, world: int
-) -> list[Problem]:
-    """Return what would not go as planned when this training goes on from a checkpoint, if it does."""
+def find_checkpoint(
+    settings: Settings, prepared: Prepared, options: ExamineOptions
+) -> tuple[Checkpoint | None, list[Problem]]:
+    """Return the checkpoint that this training goes on from, if it does, and why it would be refused."""
     try:
-        resume = choose_resume(prepared.config, options.resume, settings.base)
-        manifest = find_earlier_manifest(resume.checkpoint.path, settings.base / LOG_ROOT) if resume.checkpoint else {}
+        return choose_resume(prepared.config, options.resume, settings.base).checkpoint, []
     except (ConfigError, InputError) as error:
+        return None, [Problem("resume_from_checkpoint", error.message, error.hint, "warning")]
+
+
+def check_going_on(
+    settings: Settings, prepared: Prepared, steps: Steps | None, checkpoint: Checkpoint, world: int
+) -> list[Problem]:
+    """Return what would not go as planned when this training goes on from a checkpoint."""
+    try:
+        manifest = find_earlier_manifest(checkpoint.path, settings.base / LOG_ROOT)
+        trained_on = names_of((find_marker(checkpoint.path) or {}).get("dataset"))
+    except InputError as error:
         return [Problem("resume_from_checkpoint", error.message, error.hint, "warning")]
-    if resume.checkpoint is None:
-        return []
     value = value_of(prepared)
     entries = load_registry(prepared.dataset_dir)
     planned = PlannedRun(
@@ -149,10 +170,19 @@ def check_going_on(
         processes=world,
         deepspeed=bool(value("deepspeed")),
         ignore_data_skip=bool(value("ignore_data_skip")),
-        files=tuple(file for name in prepared.datasets for file in find_files(prepared.dataset_dir, name)),
+        files=tuple({file: 0 for name in prepared.datasets for file in find_files(prepared.dataset_dir, name)}),
         splits={name: entries[name].get("split") for name in prepared.datasets if name in entries},
     )
-    return check_resume(resume.checkpoint, planned, manifest)
+    return check_resume(checkpoint, planned, without_eval_data(manifest, trained_on))
+
+
+def without_eval_data(manifest: dict[str, Any], trained_on: list[str]) -> dict[str, Any]:
+    """Return the record of a run without the files that only its evaluation read: a resume skips none of their rows."""
+    files = {name: entry.get("file_name") for name, entry in manifest.get("datasets", {}).items()}
+    trained = {files.get(name) for name in trained_on}
+    other = [f"/{file}/" for file in files.values() if file and file not in trained]
+    data = [entry for entry in manifest.get("data", ()) if not any(file in f"{entry['path']}/" for file in other)]
+    return manifest | {"data": data}
 
 
 def find_fit(

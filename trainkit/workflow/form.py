@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,7 +40,7 @@ def find_form(prepared: Prepared) -> tuple[ChatForm | None, list[Problem]]:
     """Return how the trainer would turn rows into tokens; None with the reason when its answer cannot be had."""
     asked, cache = form_request(prepared), form_cache(prepared)
     try:
-        form = decode_form(cache.read_bytes() if cache.is_file() else ask(asked, cache))
+        form = find_kept(cache) or ask(asked, cache)
     except EnvironmentProblem as error:
         return None, [Problem("template", f"no lengths are counted: {error.message}", error.hint, "warning")]
     return form, [Problem("template", limit, level="note") for limit in form.limits]
@@ -48,6 +49,14 @@ def find_form(prepared: Prepared) -> tuple[ChatForm | None, list[Problem]]:
 def has_form(prepared: Prepared) -> bool:
     """Whether the trainer's answer is known, so that `find_form` need not ask."""
     return form_cache(prepared).is_file()
+
+
+def find_kept(cache: Path) -> ChatForm | None:
+    """Return the answer that is kept, None when there is none or it is damaged."""
+    try:
+        return decode_form(cache.read_bytes())
+    except (OSError, EnvironmentProblem):
+        return None
 
 
 def form_cache(prepared: Prepared) -> Path:
@@ -73,14 +82,15 @@ def form_key(prepared: Prepared, asked: dict[str, Any]) -> str:
     return digest.hexdigest()
 
 
-def ask(asked: dict[str, Any], cache: Path) -> bytes:
-    """Return the trainer's answer as JSON and keep it; nothing is downloaded.
+def ask(asked: dict[str, Any], cache: Path) -> ChatForm:
+    """Return the trainer's answer and keep it; nothing is downloaded.
 
     Raises:
         EnvironmentProblem: it cannot load the tokenizer or the template.
     """
     env = environment.snapshot() | {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     answer = json.dumps(run_child_json(trainer_python(), INSIDE / "chat_form.py", asked, env)).encode()
-    decode_form(answer)
-    write_bytes_atomic(cache, answer)
-    return answer
+    form = decode_form(answer)
+    with contextlib.suppress(OSError):  # a home that cannot be written costs the time to ask again
+        write_bytes_atomic(cache, answer)
+    return form

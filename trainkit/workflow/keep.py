@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from array import array
 from collections import Counter
 from dataclasses import fields
@@ -49,16 +50,17 @@ def find_tally(key: str) -> Tally | None:
     """Return what a look with this key found, None when there was none or it cannot be read."""
     try:
         return tally_from(msgspec.msgpack.decode((folder() / f"{key}.msgpack").read_bytes(), strict=False))
-    except (FileNotFoundError, msgspec.DecodeError, KeyError, TypeError, ValueError):
+    except (OSError, msgspec.DecodeError, KeyError, TypeError, ValueError):
         return None  # a damaged file is looked at anew and overwritten
 
 
 def keep_tally(key: str, tally: Tally) -> None:
     """Keep a tally, and let go of the oldest beyond `MOST_KEPT`."""
-    write_bytes_atomic(folder() / f"{key}.msgpack", msgspec.msgpack.encode(plain(tally)))
-    kept = sorted(folder().glob("*.msgpack"), key=lambda path: path.stat().st_mtime)
-    for path in kept[:-MOST_KEPT]:
-        path.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # what cannot be kept is looked at again
+        write_bytes_atomic(folder() / f"{key}.msgpack", msgspec.msgpack.encode(plain(tally)))
+        kept = sorted(folder().glob("*.msgpack"), key=lambda path: path.stat().st_mtime)
+        for path in kept[:-MOST_KEPT]:
+            path.unlink(missing_ok=True)
 
 
 def folder() -> Path:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import groupby, islice
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from trainkit.dataset.reader import plan_rows, read_block
 from trainkit.dataset.rows import align
 from trainkit.dataset.simulate import encode
-from trainkit.dataset.tally import Place
 from trainkit.dataset.tokenizer import load_tokenizer
 from trainkit.errors import Rejected
 
@@ -35,9 +35,9 @@ class Segment:
 
 @dataclass(frozen=True, slots=True)
 class Preview:
-    """One row: where it is, its tokens after the cut, how many are trained on, and its text."""
+    """One row: where it is (file:line), its tokens after the cut, how many are trained on, and its text."""
 
-    place: Place
+    place: str
     tokens: int
     trained: int
     segments: tuple[Segment, ...]
@@ -65,10 +65,16 @@ def read_previews(prepared: Prepared, lens: Lens, tokenizer: Tokenizer) -> Itera
                 encoded = encode(conversation, lens.form, tokenizer, lens.flags)
             except Rejected:
                 continue
-            yield preview_of(encoded, Place(file, line), tokenizer)
+            yield preview_of(encoded, f"{relative(file)}:{line}", tokenizer)
 
 
-def preview_of(encoded: Encoded, place: Place, tokenizer: Tokenizer) -> Preview:
+def relative(file: str) -> str:
+    """Return a path from the working folder when it is below it."""
+    path = Path(file)
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else file
+
+
+def preview_of(encoded: Encoded, place: str, tokenizer: Tokenizer) -> Preview:
     """Return a row as text, in segments."""
     marked = [label != IGNORED for label in encoded.labels]
     segments, start = [], 0

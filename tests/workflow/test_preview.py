@@ -1,0 +1,89 @@
+"""Rows as the trainer sees them, with what it trains on."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from trainkit.workflow.look import look_at_data
+from trainkit.workflow.prepare import Settings, prepare
+from trainkit.workflow.preview import Segment, preview
+
+if TYPE_CHECKING:
+    from tests.conftest import Place
+    from trainkit.workflow.preview import Preview
+
+SYSTEM = "<|im_start|>system\nYou are Qwen, created by Alibaba Cloud. You are a helpful assistant.<|im_end|>\n"
+
+
+def chat(*texts: Any) -> dict[str, Any]:
+    turns = [{"from": "gpt" if number % 2 else "human", "value": text} for number, text in enumerate(texts)]
+    return {"conversations": turns}
+
+
+def give(place: Place, **sets: list[Any]) -> None:
+    for name, rows in sets.items():
+        place.write(f"data/{name}.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    entries = {name: {"file_name": f"{name}.jsonl", "formatting": "sharegpt"} for name in sets}
+    place.write("data/dataset_info.json", json.dumps(entries))
+
+
+def shown(place: Place, count: int, *words: str) -> list[Preview]:
+    prepared = prepare(Settings(base=place.folder, overrides=words))
+    return preview(prepared, look_at_data(prepared), count)
+
+
+def ask(question: str) -> str:
+    return f"<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n"
+
+
+HISTORY = [chat("One?", "1.", "Two?", "2.")]
+SEGMENTS: list[tuple[list[str], list[Segment]]] = [
+    (
+        [],
+        [Segment(SYSTEM + ask("One?"), False), Segment("1.<|im_end|>\n", True),
+         Segment(ask("Two?"), False), Segment("2.<|im_end|>\n", True)],
+    ),
+    (
+        ["mask_history=true"],
+        [Segment(f"{SYSTEM}{ask('One?')}1.<|im_end|>\n{ask('Two?')}", False), Segment("2.<|im_end|>\n", True)],
+    ),
+    (
+        ["train_on_prompt=true"],
+        [Segment(f"{SYSTEM}{ask('One?')}1.<|im_end|>\n{ask('Two?')}2.<|im_end|>\n", True)],
+    ),
+    (["cutoff_len=5"], [Segment("<|im_start|>syst", False)]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("words", "segments"), SEGMENTS)
+def test_what_is_trained_on_is_marked(ready: Place, words: list[str], segments: list[Segment]) -> None:
+    give(ready, own=HISTORY)
+    (row,) = shown(ready, 9, "dataset=own", *words)
+    assert list(row.segments) == segments
+    assert (row.place.file, row.place.line) == (str(ready.path("data/own.jsonl")), 1)
+    assert row.trained <= row.tokens
+    tokens = sum(len(part.text) - 11 * part.text.count("<|im_start|>") - 9 * part.text.count("<|im_end|>")
+                 for part in row.segments)  # fmt: skip
+    assert row.tokens == tokens  # a byte is a token, and so is a special token
+
+
+def test_rows_that_are_left_out_are_passed_over(ready: Place) -> None:
+    give(ready, one=[chat("How?"), chat("How?", "A."), chat("How?", 3)], two=[chat("Why?", "B."), chat("Who?", "C.")])
+
+    def lines(count: int, *words: str) -> list[tuple[str, int]]:
+        found = shown(ready, count, "dataset=one,two", "eval_dataset=two", *words)
+        return [(row.place.file.rpartition("/")[2], row.place.line) for row in found]
+
+    assert lines(1) == [("one.jsonl", 2)]
+    assert lines(2) == [("one.jsonl", 2), ("two.jsonl", 1)]
+    assert lines(9) == [("one.jsonl", 2), ("two.jsonl", 1), ("two.jsonl", 2)]
+    assert lines(9, "max_samples=1") == [("two.jsonl", 1)]
+    assert lines(0) == []
+
+
+def test_without_a_tokenizer_nothing_is_shown(ready: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FAKE_FORM", '{"error": "no"}')
+    assert shown(ready, 2) == []

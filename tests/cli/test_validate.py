@@ -69,7 +69,8 @@ def test_rows_as_the_trainer_sees_them(ready: Place) -> None:
     rows = PREVIEW.format(line=1, step=21) + PREVIEW.format(line=2, step=23)
     assert (done.code, shown(ready, done.out)) == (0, f"{SETS}{rows}{OK}\n")
     found = ready.trainkit("validate", "--preview", "1", "--json").json["previews"]
-    assert [(row["place"]["line"], row["tokens"], row["trained"]) for row in found] == [(1, 165, 17)]
+    places = [(shown(ready, row["place"]), row["tokens"], row["trained"]) for row in found]
+    assert places == [("data/FOLDER/train.jsonl:1", 165, 17)]
     assert [segment["trained"] for segment in found[0]["segments"]] == [False, True]
 
 
@@ -98,6 +99,13 @@ def test_what_does_not_fit_is_a_warning_and_not_in_the_last_line(ready: Place) -
     strict = ready.trainkit("validate", "--gpu", "0.5", "--strict")
     assert (strict.code, strict.out) == (1, SETS)
     assert strict.err == told.replace("warning", "error") + "error: 1 problem found; nothing was started\n"
+
+
+def test_data_of_a_hub_are_not_counted(ready: Place) -> None:
+    ready.write("data/dataset_info.json", '{"far": {"hf_hub_url": "a/b"}}')
+    done = ready.trainkit("validate", "-d", "far")
+    assert (done.code, done.out) == (0, "ok: lora training of WORK/model on far\n")
+    assert done.err.startswith("note: ")
 
 
 def test_strict_makes_errors_of_warnings(ready: Place) -> None:
@@ -249,4 +257,4 @@ def test_rows_are_told_without_tokens_when_none_were_counted() -> None:
     figures: dict[str, Any] = {"rows": 1204, "full_tokens": 0, "sequences_packed": 0}
     assert rows_line(figures) == "1,204 rows"
     figures |= {"full_tokens": 9, "kept_tokens": 2_100_345, "trained_share": 0.314, "sequences_packed": 612}
-    assert rows_line(figures) == "1,204 rows, 2,100,345 tokens, 31 % of them trained, about 612 packed sequences"
+    assert rows_line(figures) == "1,204 rows, 2,100,345 tokens, 31 % of them trained, packed into about 612"

@@ -113,7 +113,6 @@ def test_a_row_that_the_trainer_does_not_take_is_counted_with_its_line(
 ANSWERS: list[tuple[dict[str, Any], dict[str, list[tuple[int, str]]], dict[str, float]]] = [
     (chat("How?", "Like this."), {}, {}),
     (chat("How many?", "7"), {}, {}),  # short, and an answer all the same
-    (chat("Is it?", "no"), {}, {}),
     (chat("How?", " ."), {"near-empty answer": [(1, "' .'")]}, {}),
     (chat("How?", ""), {"near-empty answer": [(1, "''")]}, {}),
     (judged('{"score": 0.4, "notes": "?"}'), {}, {"score": 0.4}),
@@ -143,12 +142,10 @@ def test_answers_are_judged_by_what_they_are_for(
         (b'{"metadata": "no JSON"}', None),
         (b'{"metadata": [1]}', None),
         (b'{"metadata": null}', None),
-        (b"{}", None),
         (b"[1]", None),
         ({"metadata": {"evaluation_type": "clip"}}, "clip"),
         ({"metadata": '{"evaluation_type": "clip"}'}, "clip"),
         ({"metadata": 7}, None),
-        ({}, None),
     ],
 )
 def test_an_evaluation_is_known_by_its_metadata(row: Any, kind: str | None) -> None:

@@ -203,13 +203,14 @@ def test_steps_run_on_the_cpu_for_every_method_and_stage(run: Run) -> None:
         {"method": "full", "checkpointing": False},
         {"method": "full", "stage": "dpo"},
         {"stage": "rm", "pure_bf16": True},
+        {"method": "qlora"},
     ]
-    cases = [{"config": TINY, "setup": STEP | setup, "peak_tflops": 989} for setup in setups]
+    cases = [{"config": TINY, "setup": STEP | setup, "peak_tflops": 989, "expandable": True} for setup in setups]
     answers = lines(run("probe", "--device", "cpu", stdin={"cases": cases}))
     none = dict.fromkeys(("allocated", "reserved", "outside_torch", "workspace_bytes", "context_bytes", "memory_bytes"))
     none |= dict.fromkeys(("matmul_tflops", "attention_tflops", "masked_tflops", "efficiency", "capability"))
     for answer, parameters, trainable in zip(
-        answers, (137_280, 119_360, 119_360, 137_345), (17_920, 119_360, 119_360, 17_985), strict=True
+        answers, (137_280, 119_360, 119_360, 137_345, 94_272), (17_920, 119_360, 119_360, 17_985, 17_920), strict=True
     ):
         speed = answer.pop("tokens_per_second"), answer.pop("seconds_per_step")
         assert all(figure > 0 for figure in speed)

@@ -209,6 +209,18 @@ def test_a_model_that_is_not_here_has_no_sizes(ready: Place) -> None:
     assert told(found(ready, "model_name_or_path=somebody/some-model")) == []
 
 
+def test_a_config_json_without_sizes_is_a_note(ready: Place) -> None:
+    ready.write("model/config.json", '{"model_type": "qwen2"}')
+    assert told(found(ready)) == []
+    (problem,) = told(found(ready, gpu="24"))
+    assert (problem.level, problem.where) == ("note", "GPU memory")
+
+
+def test_without_a_registry_there_is_nothing_more_to_say(ready: Place) -> None:
+    ready.path("data/dataset_info.json").unlink()
+    assert told(found(ready)) == []
+
+
 def test_the_registry_is_checked(ready: Place) -> None:
     registry = ready.path("data/dataset_info.json")
     entries = json.loads(registry.read_text())
@@ -242,3 +254,12 @@ def test_variants_that_share_a_file_are_no_change(ready: Place, monkeypatch: pyt
     ready.write("data/dataset_info.json", json.dumps(entries))
     (problem,) = [each for each in told(found(ready, f"dataset={both}")) if each.level != "note"]
     assert problem.message == "not what checkpoint-2 was trained on: reward_model_clip takes other rows of its file"
+
+
+def test_faults_of_entries_that_are_not_trained_on_are_named_in_a_note(ready: Place) -> None:
+    registry = ready.path("data/dataset_info.json")
+    entries = json.loads(registry.read_text())
+    entries |= {"b": {"file_name": 3}, "a": {"file_name": "nowhere.jsonl", "colums": {}}}
+    registry.write_text(json.dumps(entries))
+    message, hint = "other entries have faults too: a, b", "trainkit validate -d NAME tells them"
+    assert told(found(ready)) == [Problem("dataset_info.json", message, hint, "note")]

@@ -199,7 +199,7 @@ def test_packed_rows_are_counted_as_sequences(ready: Place) -> None:
     one_less = look(ready, "dataset=own", "neat_packing=true", f"cutoff_len={2 * tokens}")
     assert one_less.train_rows == 9  # the trainer keeps one token of a packed sequence free
     done = ready.trainkit("validate", "-d", "own", "packing=true", f"cutoff_len={2 * tokens + 1}")
-    assert done.out.splitlines()[0].endswith(", about 5 packed sequences")
+    assert done.out.splitlines()[0].endswith(", packed into about 5")
 
 
 def test_the_rows_of_a_variant_are_those_of_its_range(ready: Place) -> None:

@@ -63,7 +63,7 @@ def test_what_is_trained_on_is_marked(ready: Place, words: list[str], segments: 
     give(ready, own=HISTORY)
     (row,) = shown(ready, 9, "dataset=own", *words)
     assert list(row.segments) == segments
-    assert (row.place.file, row.place.line) == (str(ready.path("data/own.jsonl")), 1)
+    assert row.place == "data/own.jsonl:1"
     assert row.trained <= row.tokens
     tokens = sum(len(part.text) - 11 * part.text.count("<|im_start|>") - 9 * part.text.count("<|im_end|>")
                  for part in row.segments)  # fmt: skip
@@ -73,15 +73,22 @@ def test_what_is_trained_on_is_marked(ready: Place, words: list[str], segments: 
 def test_rows_that_are_left_out_are_passed_over(ready: Place) -> None:
     give(ready, one=[chat("How?"), chat("How?", "A."), chat("How?", 3)], two=[chat("Why?", "B."), chat("Who?", "C.")])
 
-    def lines(count: int, *words: str) -> list[tuple[str, int]]:
+    def places(count: int, *words: str) -> list[str]:
         found = shown(ready, count, "dataset=one,two", "eval_dataset=two", *words)
-        return [(row.place.file.rpartition("/")[2], row.place.line) for row in found]
+        return [row.place for row in found]
 
-    assert lines(1) == [("one.jsonl", 2)]
-    assert lines(2) == [("one.jsonl", 2), ("two.jsonl", 1)]
-    assert lines(9) == [("one.jsonl", 2), ("two.jsonl", 1), ("two.jsonl", 2)]
-    assert lines(9, "max_samples=1") == [("two.jsonl", 1)]
-    assert lines(0) == []
+    assert places(1) == ["data/one.jsonl:2"]
+    assert places(2) == ["data/one.jsonl:2", "data/two.jsonl:1"]
+    assert places(9) == ["data/one.jsonl:2", "data/two.jsonl:1", "data/two.jsonl:2"]
+    assert places(9, "max_samples=1") == ["data/two.jsonl:1"]
+    assert places(0) == []
+
+
+def test_data_of_another_place_have_their_whole_path(ready: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    give(ready, own=HISTORY)
+    ready.path("elsewhere").mkdir()
+    monkeypatch.chdir(ready.path("elsewhere"))
+    assert [row.place for row in shown(ready, 1, "dataset=own")] == [f"{ready.path('data/own.jsonl')}:1"]
 
 
 def test_without_a_tokenizer_nothing_is_shown(ready: Place, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,12 +27,12 @@ def show_sets(output: Output, sets: Iterable[SetLook]) -> None:
 
 
 def rows_line(figures: dict[str, Any]) -> str:
-    """`1,204 rows, 2,100,345 tokens, 31 % of them trained, about 612 packed sequences`."""
+    """`1,204 rows, 2,100,345 tokens, 31 % of them trained, packed into about 612`."""
     parts = [f"{figures['rows']:,} rows"]
     if figures["full_tokens"]:
         parts += [f"{figures['kept_tokens']:,} tokens", f"{100 * figures['trained_share']:.0f} % of them trained"]
     if figures["sequences_packed"]:
-        parts.append(f"about {figures['sequences_packed']:,} packed sequences")
+        parts.append(f"packed into about {figures['sequences_packed']:,}")
     return ", ".join(parts)
 
 

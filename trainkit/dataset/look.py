@@ -80,7 +80,7 @@ def look_at_rows(plan: RowPlan, lens: Lens, workers: int, on_progress: Callable[
     tally = tally_blocks(plan, lens, tokenizer, workers, on_progress)
     if tally.doubt and lens.form:
         doubt = tally.doubt
-        tally = tally_blocks(plan, lens, load_tokenizer(lens.form, route="tokenizers"), workers, on_progress)
+        tally = tally_blocks(plan, lens, load_tokenizer(lens.form, route="tokenizers"), workers, lambda _: None)
         tally.doubt = doubt
     return tally
 

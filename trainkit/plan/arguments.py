@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import sys
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -93,7 +94,7 @@ def _cache_key(versions: Mapping[str, str]) -> str:
 def _read_cache(cache: Path) -> TrainerSchema | None:
     try:
         return msgspec.json.decode(cache.read_bytes(), type=TrainerSchema)
-    except (FileNotFoundError, msgspec.DecodeError):  # a damaged file is asked anew and overwritten
+    except (OSError, msgspec.DecodeError):  # a damaged file is asked anew and overwritten
         return None
 
 
@@ -103,5 +104,6 @@ def _ask(python: Path, cache: Path, env: Mapping[str, str]) -> TrainerSchema:
     except EnvironmentProblem as error:
         raise EnvironmentProblem(f"{python} cannot import LLaMA-Factory: {error.message}", INSTALL_HINT) from None
     schema = msgspec.convert({**answer, "versions": {}}, type=TrainerSchema)
-    write_bytes_atomic(cache, msgspec.json.encode(schema))
+    with suppress(OSError):  # a cache that cannot be written costs ten seconds the next time
+        write_bytes_atomic(cache, msgspec.json.encode(schema))
     return schema

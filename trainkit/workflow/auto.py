@@ -76,4 +76,4 @@ def smaller_hint(fit: Suggestion | None) -> str:
     if smaller is None:
         return ""
     need = f"{smaller.verdict.memory.total / GIB:.1f} GiB"
-    return f"for the same learning with {need}: trainkit train {' '.join(words_of(smaller.changes))}"
+    return f"the same learning with {need}: add {' '.join(words_of(smaller.changes))}"

@@ -106,7 +106,7 @@ def test_out_of_memory_says_what_was_foreseen_and_what_needs_less(big: Place, mo
     assert foreseen.startswith("    it was predicted to fit: ")
     assert foreseen.endswith(" of the 37.4 of a100-40 that can be filled")
     assert hint.startswith("    the same learning with ")
-    _, _, words = hint.partition(": trainkit train ")
+    _, _, words = hint.partition(": add ")
     values = prepare(Settings(base=big.folder, overrides=[*WHOLE, *words.split()])).config.values
     assert values["per_device_train_batch_size"] * values["gradient_accumulation_steps"] == 16
     assert values["per_device_train_batch_size"] < 16 or values.get("enable_liger_kernel")

@@ -150,7 +150,7 @@ TRUNCATION: list[tuple[list[str], dict[str, int], list[tuple[str, str]]]] = [
     ),
     (
         ["cutoff_len=110"], {"rows_cut": 2, "turns": 6, "turns_lost": 2, "answers_cut": 2, "nothing_trained": 0},
-        [("warning", "2 of 2 rows (100.0 %) whose answer is cut: the model learns not to end there"),
+        [("warning", "2 of 2 rows (100.0 %) whose answer is cut: its end is not learnt"),
          ("warning", "2 of 2 rows (100.0 %) cut at cutoff_len")],
     ),
     (
@@ -162,7 +162,7 @@ TRUNCATION: list[tuple[list[str], dict[str, int], list[tuple[str, str]]]] = [
         ["cutoff_len=4"], {"rows_cut": 2, "turns": 6, "turns_lost": 4, "answers_cut": 2, "nothing_trained": 2},
         [("error", "no row has a trained token: the loss would be 0"),
          ("warning", "2 of 2 rows (100.0 %) without a trained token: the answer is cut off"),
-         ("warning", "2 of 2 rows (100.0 %) whose answer is cut: the model learns not to end there"),
+         ("warning", "2 of 2 rows (100.0 %) whose answer is cut: its end is not learnt"),
          ("warning", "2 of 2 rows (100.0 %) cut at cutoff_len")],
     ),
 ]  # fmt: skip

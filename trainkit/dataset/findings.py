@@ -172,7 +172,7 @@ MEANING: tuple[tuple[str, Level, str, str], ...] = (
     ("skipped", "warning", "the trainer leaves out {rows}: {reason}", "correct them, or accept the loss"),
     ("nothing trained", "warning", "{rows} without a trained token: the answer is cut off",
      "raise cutoff_len, or leave such rows out; with mask_history: true the last turns win"),
-    ("answer cut", "warning", "{rows} whose answer is cut: the model learns not to end there", "raise cutoff_len"),
+    ("answer cut", "warning", "{rows} whose answer is cut: its end is not learnt", "raise cutoff_len"),
     ("cut", "warning", "{rows} cut at cutoff_len", "raise cutoff_len"),
     ("mixed thought", "warning", "{rows} where the template's think rule makes targets inconsistent",
      "answers speak of <think> without holding a whole block; the template's _nothink form adds no blocks"),

@@ -40,8 +40,8 @@ class Measure:
     """What becomes of one conversation, lengths in tokens.
 
     `full_tokens` is the length without a cutoff, `kept_tokens` what the trainer keeps of it, `trained_tokens` those
-    with a loss. A turn is a question with its answer. `answer_cut` says that an answer is trained without its
-    end, and so without its end-of-turn token (or, where one such token ends the row, that this follows half an answer).
+    with a loss. A turn is a question with its answer. `answer_cut` says that an answer that is trained has lost its
+    end, and with it its end-of-turn token (or, where one such token ends the row, that this follows half an answer).
     `thought` is what the think rule did, see `trainkit.dataset.turns.Written`.
     """
 
@@ -197,7 +197,7 @@ def summarise(
         trained_tokens=sum(part.target for part in trained) + prompts + eos,
         turns_total=len(lengths),
         turns_kept=len(kept),
-        answer_cut=any(0 < part.target < lengths[part.turn][1] for part in trained),
+        answer_cut=any(part.target < lengths[part.turn][1] for part in trained),
         thought=thought,
     )
 

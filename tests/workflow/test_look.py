@@ -283,3 +283,15 @@ def test_progress_adds_up_to_all_bytes(ready: Place) -> None:
     progress(4)
     progress(6)
     assert told[-2:] == [(4, 10), (10, 10)]
+
+
+def test_the_trainers_own_split_by_rows_is_said_to_leak(ready: Place) -> None:
+    rows = [chat("How?", "So."), chat("How?", "Not so."), chat("Why?", "Because of it.")]
+    give(ready, "own", rows, **SHAREGPT)
+    assert [finding[:3] for finding in findings(look(ready, "dataset=own", "val_size=0.3"))] == [
+        ("warning", "command line val_size",
+         "splits row by row, and 1 of them repeat a prompt: the same one comes to both sides"),
+    ]  # fmt: skip
+    assert findings(look(ready, "dataset=own")) == []
+    give(ready, "own", rows[1:], **SHAREGPT)
+    assert findings(look(ready, "dataset=own", "val_size=0.3")) == []

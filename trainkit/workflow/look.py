@@ -11,6 +11,7 @@ from trainkit import __version__
 from trainkit.dataset.columns import check_columns
 from trainkit.dataset.entry import entry_of
 from trainkit.dataset.findings import Figures, add_leaks, figures_of, problems_of
+from trainkit.dataset.leaks import count_repeats
 from trainkit.dataset.look import Lens, look_at_rows, stored_bytes
 from trainkit.dataset.reader import plan_rows
 from trainkit.dataset.registry import load_registry
@@ -126,7 +127,18 @@ def look_at_data(
             add_leaks(each.figures, tallies, each.tally)
     for each in sets:
         problems += problems_of(f"{each.side} data {each.name}", each.tally, each.figures, Path.cwd())
+    problems += check_val_size(prepared, sets)
     return LookResult(tuple(sets), tuple(problems), form)
+
+
+def check_val_size(prepared: Prepared, sets: list[SetLook]) -> list[Problem]:
+    """Return a warning when the trainer's own split, which goes by rows, puts a prompt on both sides."""
+    repeated = sum(count_repeats(each.tally.prompts)[0] for each in sets if each.side == "train")
+    if not prepared.config.values.get("val_size") or not repeated:
+        return []
+    said = f"splits row by row, and {repeated:,} of them repeat a prompt: the same one comes to both sides"
+    where = f"{prepared.config.origin['val_size']} val_size"
+    return [Problem(where, said, "trainkit convert --split-eval keeps them apart", "warning")]
 
 
 def find_kept_lengths(prepared: Prepared) -> Lengths | None:

@@ -183,7 +183,7 @@ def place(
     for name in ("COLUMNS", "TERMINAL_WIDTH"):
         monkeypatch.setenv(name, "100")
     monkeypatch.chdir(folder)
-    for module in ("prepare", "start", "train", "export", "chat", "init", "form", "validate", "doctor"):
+    for module in ("prepare", "start", "train", "export", "chat", "init", "form", "validate", "doctor", "examine"):
         monkeypatch.setattr(f"trainkit.workflow.{module}.trainer_python", lambda: fake_python)
     for module in ("export", "chat", "init", "form", "validate", "doctor"):
         monkeypatch.setattr(f"trainkit.workflow.{module}.INSIDE", FAKES / "inside")

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
     from pathlib import Path
 
 Level = Literal["error", "warning", "note"]
@@ -23,6 +23,12 @@ class Problem:
     message: str
     hint: str = ""
     level: Level = "error"
+
+
+def gravest_first(problems: Iterable[Problem]) -> list[Problem]:
+    """Return errors, then warnings, then notes, each in the order in which they were found."""
+    order = {"error": 0, "warning": 1, "note": 2}
+    return sorted(problems, key=lambda problem: order[problem.level])
 
 
 @dataclass(frozen=True, slots=True)

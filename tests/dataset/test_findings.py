@@ -140,6 +140,17 @@ def test_repeated_rows_and_leaked_prompts_are_named() -> None:
     assert check_limits("eval", figures, [parse_limit("leaks>0")])
 
 
+def test_think_blocks_in_some_rows_only_are_said() -> None:
+    made = tally(10)
+    made.thoughts.update({"added": 7})
+    assert said(made) == []
+    made.thoughts.update({"present": 3})
+    assert said(made) == [
+        ("warning", "the template adds an empty think block to 7 of 10 rows (70.0 %), and 3 hold their own",
+         "the model learns both: give every answer a block, or take the template's _nothink form"),
+    ]  # fmt: skip
+
+
 def test_strict_turns_warnings_into_errors_and_leaves_notes() -> None:
     problems = [Problem("a", "1", level="warning"), Problem("b", "2", level="note"), Problem("c", "3")]
     assert [problem.level for problem in strict(problems)] == ["error", "note", "error"]

@@ -10,6 +10,7 @@ import pytest
 
 from trainkit.datatypes import Problem
 from trainkit.plan.disk import Volume
+from trainkit.plan.versions import PINS
 from trainkit.workflow.examine import Examination, ExamineOptions, examine
 from trainkit.workflow.prepare import Settings, prepare
 
@@ -263,3 +264,15 @@ def test_faults_of_entries_that_are_not_trained_on_are_named_in_a_note(ready: Pl
     registry.write_text(json.dumps(entries))
     message, hint = "other entries have faults too: a, b", "trainkit validate -d NAME tells them"
     assert told(found(ready)) == [Problem("dataset_info.json", message, hint, "note")]
+
+
+def test_packages_that_do_not_work_together_are_said(ready: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = dict(PINS) | {"torchaudio": "2.10.0"}
+    del found["deepspeed"]
+    monkeypatch.setattr("trainkit.workflow.examine.installed_versions", lambda *_: found)
+    done = ready.trainkit("validate")
+    assert done.code == 1
+    assert done.err.startswith(
+        "error: torchaudio: 2.10.0 does not belong to torch 2.11.0, which goes with torchaudio 2.11\n"
+    )
+    assert "deepspeed" not in done.err

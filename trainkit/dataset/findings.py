@@ -193,7 +193,17 @@ def problems_of(name: str, tally: Tally, figures: Figures, base: Path | None = N
                 problems.append((finding, Problem(name, said, told, level)))
     order = [finding for finding, *_ in MEANING]
     ordered = [problem for _, problem in sorted(problems, key=lambda pair: order.index(pair[0]))]
-    return [*check_rest(name, tally), *ordered, *check_sides(name, figures)]
+    return [*check_rest(name, tally), *ordered, *check_thoughts(name, tally), *check_sides(name, figures)]
+
+
+def check_thoughts(name: str, tally: Tally) -> list[Problem]:
+    """Return a warning when a reasoning template adds an empty think block to some rows, and others hold a block."""
+    added, present = tally.thoughts["added"], tally.thoughts["present"]
+    if not added or not present:
+        return []
+    said = f"the template adds an empty think block to {num_rows(added, tally.rows)}, and {present:,} hold their own"
+    hint = "the model learns both: give every answer a block, or take the template's _nothink form"
+    return [Problem(name, said, hint, "warning")]
 
 
 def check_rest(name: str, tally: Tally) -> list[Problem]:

@@ -18,7 +18,7 @@ from trainkit.files import write_bytes_atomic
 from trainkit.plan.hardware import run_child_json
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
 SCRIPT = Path(__file__).parent.parent / "inside" / "arguments.py"
 INSTALL_HINT = "./run_training.sh --install-deps   or   pip install 'trainkit[train]'"
@@ -61,11 +61,11 @@ def load_arguments(python: Path, cache_dir: Path, env: Mapping[str, str]) -> Tra
     return TrainerSchema(schema.arguments, schema.templates, versions)
 
 
-def installed_versions(python: Path) -> dict[str, str]:
-    """Return the versions of PACKAGES that the environment of `python` has, without starting it, and Python's own."""
+def installed_versions(python: Path, packages: Iterable[str] = PACKAGES) -> dict[str, str]:
+    """Return the versions of packages that the environment of `python` has, without starting it, and Python's own."""
     folders = sys.path if python == Path(sys.executable) else _site_packages(python)
     found = {"python": _python_version(python)}
-    for name in PACKAGES:
+    for name in packages:
         distribution = next(iter(importlib.metadata.distributions(name=name, path=list(folders))), None)
         if distribution is not None:
             found[name] = distribution.version

@@ -9,7 +9,7 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trainkit.datatypes import Problem
+from trainkit.datatypes import Problem, gravest_first
 from trainkit.errors import InputError
 from trainkit.files import load_json
 from trainkit.plan.facts import Facts
@@ -75,8 +75,7 @@ def check_config(
         *checks.combinations(),
         *checks.folders(),
     ]
-    order = {"error": 0, "warning": 1, "note": 2}
-    return sorted(problems, key=lambda problem: order[problem.level])
+    return gravest_first(problems)
 
 
 def check_value(argument: Argument, value: Any) -> tuple[str, str] | None:

@@ -12,16 +12,18 @@ from trainkit.dataset.registry import REGISTRY, find_files, load_registry
 from trainkit.datatypes import Problem
 from trainkit.errors import ConfigError, InputError
 from trainkit.plan.architecture import find_architecture
+from trainkit.plan.arguments import installed_versions
 from trainkit.plan.check import load_deepspeed, zero_stage
 from trainkit.plan.disk import Training, check_disk, find_volume
 from trainkit.plan.hardware import GIB
 from trainkit.plan.steps import Steps, plan_steps
+from trainkit.plan.versions import PINS, check_versions
 from trainkit.runs.checkpoints import find_checkpoints
 from trainkit.runs.resume_check import PlannedRun, check_resume, find_earlier_manifest
 from trainkit.runs.store import find_marker
 from trainkit.workflow.auto import words_of
 from trainkit.workflow.look import LookResult, faulty_names, find_entries, look_at_data
-from trainkit.workflow.prepare import names_of
+from trainkit.workflow.prepare import names_of, trainer_python
 from trainkit.workflow.start import LOG_ROOT, choose_resume
 from trainkit.workflow.suggest import Suggestion, SuggestOptions, suggest
 
@@ -68,7 +70,7 @@ def examine(
     report: Callable[[int, int | None], None] = lambda done, total: None,  # noqa: ARG005
 ) -> Examination:
     """Find every problem of a training that its configuration alone does not show; nothing is written."""
-    problems = check_entries(prepared)
+    problems = [*check_installed(), *check_entries(prepared)]
     look = look_at_data(prepared, options.jobs, report)
     problems += look.problems
     if prepared.errors:  # the rest reckons with values that are sound
@@ -91,6 +93,12 @@ def examine(
 def value_of(prepared: Prepared) -> Callable[[str], Any]:
     """Return the function from a key to its value, or to the trainer's default for it."""
     return lambda key: prepared.config.values.get(key, prepared.schema.default(key))
+
+
+def check_installed() -> list[Problem]:
+    """Return what is wrong with the versions of the packages that a training needs; `trainkit doctor` imports them."""
+    found = check_versions(installed_versions(trainer_python(), PINS))
+    return [problem for problem in found if problem.level != "note"]
 
 
 def check_entries(prepared: Prepared) -> list[Problem]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from trainkit import environment
 from trainkit.dataset.check import check_datasets
 from trainkit.dataset.registry import find_eval_name
-from trainkit.datatypes import Problem
+from trainkit.datatypes import Problem, gravest_first
 from trainkit.errors import ConfigError, InputError, ProblemsFound, TrainkitError
 from trainkit.plan.arguments import load_arguments
 from trainkit.plan.check import check_config
@@ -105,9 +105,7 @@ def prepare(settings: Settings, hardware: Hardware | None = None) -> Prepared:
     config = build(settings, schema, hardware)
     problems = check_config(config, schema, hardware, force_template=settings.force_template)
     problems += [*check_output(config, settings.base), *check_data(config)]
-    order = {"error": 0, "warning": 1, "note": 2}
-    problems = sorted([*problems, *config.notes], key=lambda problem: order[problem.level])
-    return Prepared(config, schema, hardware, tuple(problems))
+    return Prepared(config, schema, hardware, tuple(gravest_first([*problems, *config.notes])))
 
 
 def require_sound(prepared: Prepared) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from trainkit import environment
 from trainkit.dataset.findings import strict
-from trainkit.datatypes import Problem
+from trainkit.datatypes import Problem, gravest_first
 from trainkit.errors import ConfigError, Interrupted, OutOfMemory, TrainerFailed, TrainkitError
 from trainkit.launch.diagnosis import OUT_OF_MEMORY, diagnose, find_silent_failure, load_tail
 from trainkit.launch.llamafactory import find_trainer
@@ -112,8 +112,7 @@ def examined(
     found = examine(settings, prepared, ExamineOptions(resume=options.resume, export=options.export), on_look)
     problems = [*prepared.problems, *found.problems]
     problems = strict(problems) if options.strict else problems
-    order = {"error": 0, "warning": 1, "note": 2}
-    prepared = dataclasses.replace(prepared, problems=tuple(sorted(problems, key=lambda problem: order[problem.level])))
+    prepared = dataclasses.replace(prepared, problems=tuple(gravest_first(problems)))
     require_sound(prepared)
     return prepared, found.fit
 

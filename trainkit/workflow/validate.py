@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from trainkit import environment
 from trainkit.dataset.findings import Limit, check_limits, strict
+from trainkit.datatypes import gravest_first
 from trainkit.errors import ProblemsFound
 from trainkit.files import write_json_atomic
 from trainkit.plan.hardware import run_child_json
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
 
 PICTURE = "lengths.png"
 FIGURES = "validate.json"
-ORDER = {"error": 0, "warning": 1, "note": 2}
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +73,7 @@ def validate(settings: Settings, options: ValidateOptions, report: Callable[[int
     if options.strict:
         problems = strict(problems)
     shown = tuple(preview(prepared, found.look, options.preview)) if options.preview else ()
-    return Validation(prepared, found, tuple(sorted(problems, key=lambda problem: ORDER[problem.level])), shown)
+    return Validation(prepared, found, tuple(gravest_first(problems)), shown)
 
 
 def require_valid(validation: Validation) -> None:

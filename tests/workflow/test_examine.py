@@ -276,3 +276,9 @@ def test_packages_that_do_not_work_together_are_said(ready: Place, monkeypatch: 
         "error: torchaudio: 2.10.0 does not belong to torch 2.11.0, which goes with torchaudio 2.11\n"
     )
     assert "deepspeed" not in done.err
+
+
+def test_the_disks_of_another_machine_are_not_judged(ready: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("trainkit.workflow.examine.find_volume", lambda _: Volume(1, 2**20))
+    assert ready.trainkit("validate").code == 1
+    assert ready.trainkit("validate", "--gpu", "a100-40").code == 0

@@ -148,3 +148,13 @@ def test_an_answer_that_cannot_be_kept_is_used_all_the_same(ready: Place, monkey
     for _ in range(2):
         assert "tokens a row" in ready.trainkit("validate").out
     assert len(asked(ready)) == 2
+
+
+def test_a_model_of_the_hub_that_is_not_here_is_not_downloaded(ready: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FAKE_FORM", '{"error": "We could not connect to ... in offline mode"}')
+    done = ready.trainkit("validate", "model_name_or_path=Qwen/Qwen2.5-7B-Instruct")
+    assert done.code == 0
+    assert (
+        "warning: model_name_or_path: no lengths are counted: Qwen/Qwen2.5-7B-Instruct is not on this disk" in done.err
+    )
+    assert "connect" not in done.err

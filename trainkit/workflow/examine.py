@@ -78,7 +78,8 @@ def examine(
     world = options.gpus or len(prepared.hardware.gpus) or 1
     steps = plan_steps(look.train_rows, value_of(prepared), world) if look.train_rows else None
     checkpoint, refused = find_checkpoint(settings, prepared, options)
-    problems += check_room(prepared, steps, options, checkpoint)
+    if not options.gpu:  # the disks of the machine that is meant are not here
+        problems += check_room(prepared, steps, options, checkpoint)
     problems += refused
     problems += check_going_on(settings, prepared, steps, checkpoint, world) if checkpoint else []
     try:

@@ -42,6 +42,10 @@ def find_form(prepared: Prepared) -> tuple[ChatForm | None, list[Problem]]:
     try:
         form = find_kept(cache) or ask(asked, cache)
     except EnvironmentProblem as error:
+        model = str(asked.get("model_name_or_path"))
+        if not Path(model).is_absolute():  # the trainer will download it; an examination does not
+            message = f"no lengths are counted: {model} is not on this disk, or not whole"
+            return None, [Problem("model_name_or_path", message, "download it first, or name its folder", "warning")]
         return None, [Problem("template", f"no lengths are counted: {error.message}", error.hint, "warning")]
     return form, [Problem("template", limit, level="note") for limit in form.limits]
 

@@ -207,3 +207,8 @@ def test_output_folder(
     assert [(p.message, p.level) for p in check("output_dir: new")] == [
         (f"only 0.50 GiB are free on the disk of {tmp_path}", "warning")
     ]
+
+
+@pytest.mark.parametrize("text", ["&", "[1", "\x07", "*a"])
+def test_a_text_that_is_no_yaml_is_no_number_in_quotes(text: str) -> None:
+    assert check_value(Argument("lora_rank", "int"), text) == (f"is {text!r}, not a whole number", "")

@@ -98,7 +98,10 @@ def check_value(argument: Argument, value: Any) -> tuple[str, str] | None:
 
 def is_quoted(value: Any) -> bool:
     """Whether a text would be a number, true or false without its quotes."""
-    return isinstance(value, str) and not isinstance(parse_scalar(value), str)
+    try:
+        return isinstance(value, str) and not isinstance(parse_scalar(value), str)
+    except ValueError:
+        return False
 
 
 def _check_range(key: str, value: Any) -> tuple[str, str] | None:

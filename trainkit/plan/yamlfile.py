@@ -85,8 +85,8 @@ def parse_scalar(text: str) -> Any:
     Raises:
         ValueError: the text is not one YAML value.
     """
-    loader = Loader(text)
     try:
+        loader = Loader(text)  # which refuses control characters at once
         root = loader.get_single_node()
         if root is None:
             return None

@@ -151,8 +151,8 @@ def fake_python(tmp_path_factory: pytest.TempPathFactory) -> Path:
     library.mkdir(parents=True)
     (library / "site-packages").symlink_to(Path(yaml_folder()).parent)
     program = root / "bin" / "llamafactory-cli"
-    program.write_text(f"#!{sys.executable}\n" + (FAKES / "llamafactory_cli.py").read_text().replace(
-        "Path(__file__).parent.parent", f"Path({str(HERE)!r})"))  # fmt: skip
+    # not as the interpreter in the first line of a program, where a path with a space would not do
+    program.write_text(f'#!/bin/sh\nexec "{sys.executable}" "{FAKES / "llamafactory_cli.py"}" "$@"\n')
     program.chmod(0o755)
     return python
 

@@ -99,12 +99,12 @@ def test_a_model_of_unknown_size_is_refused(big: Place) -> None:
 @pytest.mark.parametrize(
     ("gpus", "options", "machine"),
     [
-        ((Gpu("NVIDIA H200", 140.4, (9, 0)),) * 4, SuggestOptions(), Machine(find_gpu("h200"), 4)),
-        ((Gpu("NVIDIA H200", 140.4, (9, 0)),) * 4, SuggestOptions(gpus=2), Machine(find_gpu("h200"), 2)),
+        ((Gpu("NVIDIA H200", 140.4, (9, 0)),) * 4, SuggestOptions(), Machine(find_gpu("h200"), 4, here=True)),
+        ((Gpu("NVIDIA H200", 140.4, (9, 0)),) * 4, SuggestOptions(gpus=2), Machine(find_gpu("h200"), 2, here=True)),
         (
             (Gpu("NVIDIA A100 80GB PCIe", 80.0, (8, 0)), Gpu("Tesla T4", 15.0, (7, 5))),
             SuggestOptions(),
-            Machine(find_gpu("t4"), 2),
+            Machine(find_gpu("t4"), 2, here=True),
         ),
         ((), SuggestOptions(gpu="h100", gpus=8), Machine(find_gpu("h100"), 8)),
         ((), SuggestOptions(gpu="h100"), Machine(find_gpu("h100"), 1)),

@@ -317,7 +317,7 @@ def test_accumulating_and_masks_and_a_larger_world_without_shards_never_take_les
     least = replace(setup, accumulation=1, masked=False, world=1, zero_stage=None)
     base = estimate(shape, least)
     for field, value in (("accumulation", 2), ("masked", True), ("world", 2)):
-        assert estimate(shape, replace(least, **{field: value})).total >= base.total
+        assert estimate(shape, replace(least, **{field: value})).allocated >= base.allocated
 
 
 @given(models, setups, st.sampled_from([2, 8]))

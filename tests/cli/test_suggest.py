@@ -186,3 +186,14 @@ def test_json_is_one_document_and_the_code_tells_whether_anything_fits(big: Plac
 def test_a_wrong_word_is_explained(big: Place, words: tuple[str, ...], code: int, err: str) -> None:
     done = big.trainkit("suggest", *words)
     assert (done.code, done.out, done.err) == (code, "", err)
+
+
+def test_a_model_and_a_card_are_enough(place: Place) -> None:
+    done = place.trainkit(
+        "suggest", "--gpu", "a100-80", "model_name_or_path=Qwen/Qwen2.5-7B-Instruct", "--write", "x.yaml"
+    )
+    assert done.code == 0
+    assert done.out.startswith("Qwen/Qwen2.5-7B-Instruct: lora, sft, rows of up to 4,096 tokens\n")
+    assert "model_name_or_path: Qwen/Qwen2.5-7B-Instruct\n" in place.path("x.yaml").read_text()
+    refused = place.trainkit("suggest", "--gpu", "a100-80", "-c", "nowhere.yaml")
+    assert (refused.code, refused.err.splitlines()[0]) == (1, "error: nowhere.yaml: no such file")

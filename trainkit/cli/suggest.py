@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -48,6 +49,7 @@ def suggest(
     """
     output = Output(as_json=as_json)
     settings = make_settings(config, overrides, dataset=dataset, batch_size=batch_size)
+    settings = dataclasses.replace(settings, needs_file=False)
     from trainkit.workflow.suggest import SuggestOptions
     from trainkit.workflow.suggest import suggest as find
 
@@ -73,8 +75,6 @@ def run_probe(output: Output, suggestion: Suggestion) -> Probed:
 
 def show(output: Output, suggestion: Suggestion, probed: Probed | None = None) -> None:
     """Print a suggestion: the verdict on the configuration, the best settings, the options, what a probe measured."""
-    import dataclasses
-
     from trainkit.cli.suggestion_text import text_of
     from trainkit.datatypes import Problem
     from trainkit.workflow.suggestion_report import report

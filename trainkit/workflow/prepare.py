@@ -49,6 +49,7 @@ class Settings:
         overrides: `key=value` words.
         base: the folder that relative paths start from.
         force_template: train although the template does not fit the model.
+        needs_file: the user's YAML must be there, if only as training_config.yaml.
     """
 
     config_file: Path | None = None
@@ -56,6 +57,7 @@ class Settings:
     overrides: Sequence[str] = ()
     base: Path = field(default_factory=Path.cwd)
     force_template: bool = False
+    needs_file: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +145,7 @@ def build(settings: Settings, schema: TrainerSchema, hardware: Hardware) -> Trai
 
 
 def find_config(settings: Settings) -> Path | None:
-    """Return the user's YAML.
+    """Return the user's YAML; None when there is none and none is needed.
 
     Raises:
         ConfigError: the named file, or training_config.yaml when none is named, is not there.
@@ -151,6 +153,8 @@ def find_config(settings: Settings) -> Path | None:
     path = settings.base / (settings.config_file or DEFAULT_CONFIG)
     if path.exists():
         return path
+    if settings.config_file is None and not settings.needs_file:
+        return None
     raise ConfigError(
         f"{settings.config_file or DEFAULT_CONFIG}: no such file", "trainkit init writes one to start from"
     )

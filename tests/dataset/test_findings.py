@@ -189,3 +189,12 @@ def test_the_histogram_holds_every_row_and_ends_with_the_longest() -> None:
 @pytest.mark.parametrize(("rough", "step"), [(0.3, 1), (1, 1), (1.2, 2), (3, 5), (341.3, 500), (6000, 10_000)])
 def test_steps_are_round_numbers(rough: float, step: int) -> None:
     assert nice_step(rough) == step
+
+
+def test_rows_that_are_cut_have_bins_of_their_own() -> None:
+    made = Tally()
+    made.lengths.update({500: 500, 1000: 400, 1030: 80, 2400: 15})
+    bins = histogram_of(made, 1024)
+    assert [1000, 1024, 0] in bins
+    assert [1024, 1200, 80] in bins
+    assert histogram_of(made, 9000) == histogram_of(made)

@@ -69,8 +69,8 @@ def parse_limit(text: str) -> Limit:
     return Limit(name, number / 100 if match["percent"] else number, text.strip())
 
 
-def figures_of(tally: Tally) -> Figures:
-    """Return every figure of a data set, ready for JSON."""
+def figures_of(tally: Tally, cutoff_len: int = 0) -> Figures:
+    """Return every figure of a data set, ready for JSON; the bins of its histogram end at `cutoff_len`, too."""
     counts, found = tally.counts, tally.found
     repeats, pairs = count_repeats(tally.twins)
     return {
@@ -79,7 +79,7 @@ def figures_of(tally: Tally) -> Figures:
         "skipped_rows": sum(number for what, number in found.items() if what.startswith(("skipped: ", "fatal: "))),
         "tokens": summary(tally.lengths),
         "tokens_kept": summary(tally.kept),
-        "histogram": histogram_of(tally),
+        "histogram": histogram_of(tally, cutoff_len),
         "full_tokens": counts["full_tokens"],
         "kept_tokens": counts["kept_tokens"],
         "trained_tokens": counts["trained_tokens"],
@@ -104,8 +104,11 @@ def figures_of(tally: Tally) -> Figures:
     }
 
 
-def histogram_of(tally: Tally) -> list[list[int]]:
-    """Return [low, high, rows] of about `NUM_BINS` even bins; the last one holds all above the 99.5th percentile."""
+def histogram_of(tally: Tally, cutoff_len: int = 0) -> list[list[int]]:
+    """Return [low, high, rows] of about `NUM_BINS` even bins; the last one holds all above the 99.5th percentile.
+
+    The bin around `cutoff_len` is parted there, so that rows that are cut have bins of their own.
+    """
     if not tally.lengths:
         return []
     shortest, longest = min(tally.lengths), max(tally.lengths)
@@ -113,7 +116,8 @@ def histogram_of(tally: Tally) -> list[list[int]]:
     step = nice_step((usual - shortest + 1) / NUM_BINS)
     first = (shortest - 1) // step * step
     inner = range(first, usual + step, step)
-    return [list(part) for part in bins_of(tally.lengths, [*inner, max(longest, inner[-1])])]
+    edges = {*inner, max(longest, inner[-1])} | ({cutoff_len} if first < cutoff_len < longest else set())
+    return [list(part) for part in bins_of(tally.lengths, edges)]
 
 
 def nice_step(rough: float) -> int:

@@ -46,22 +46,26 @@ def draw(panels: list[dict[str, Any]], cutoff_len: int, output: str) -> None:
 
 def draw_panel(axis: Any, histogram: list[list[int]], cutoff_len: int) -> None:
     """Draw one histogram; its last bin may be open-ended and is drawn as wide as the others."""
-    width = histogram[0][1] - histogram[0][0]
+    widths = [high - low for low, high, _ in histogram]
+    usual = sorted(widths)[len(widths) // 2]
+    open_ended = widths[-1] > usual
+    widths[-1] = min(widths[-1], usual)
     lows = [low for low, _, _ in histogram]
     colours = [CUT if low >= cutoff_len else INK for low in lows]
-    axis.bar(lows, [count for _, _, count in histogram], width=width * 0.94, align="edge", color=colours)
-    right = lows[-1] + width
-    if histogram[-1][1] > right:
-        ticks = [*lows[::2], lows[-1]] if len(lows) % 2 == 0 else lows[::2]
-        axis.set_xticks(ticks, [f"{low:,}" for low in ticks[:-1]] + [f"> {ticks[-1]:,}"])
+    drawn = [0.97 * width for width in widths]
+    axis.bar(lows, [count for _, _, count in histogram], drawn, align="edge", color=colours)
+    right = lows[-1] + widths[-1]
+    if open_ended:
+        ticks = [tick for tick in axis.get_xticks() if lows[0] <= tick < lows[-1]] + [lows[-1]]
+        axis.set_xticks(ticks, [f"{tick:,.0f}" for tick in ticks[:-1]] + [f"> {lows[-1]:,}"])
     else:
         axis.xaxis.set_major_formatter("{x:,.0f}")
-    if cutoff_len <= right:
+    if lows[0] < cutoff_len <= right:
         axis.axvline(cutoff_len, color=LINE, linestyle="--", linewidth=1)
         axis.annotate(
             f" cutoff_len {cutoff_len:,}", (cutoff_len, 1), xycoords=("data", "axes fraction"), va="top", fontsize=8
         )
-    axis.set_xlim(0, right)
+    axis.set_xlim(lows[0], right)
     axis.set_xlabel("tokens in a row, before any cut")
     axis.set_ylabel("rows")
     axis.spines[["top", "right"]].set_visible(False)

@@ -202,4 +202,4 @@ def look_at_set(side: str, name: str, lens: Lens, plan: RowPlan, jobs: int, prog
         keep_tally(key, tally)
     else:
         progress(stored_bytes(plan))
-    return SetLook(name, side, lens, tally, figures_of(tally))
+    return SetLook(name, side, lens, tally, figures_of(tally, lens.flags.cutoff_len))

@@ -25,7 +25,7 @@ def test_every_file_of_the_data_is_described_once(ready: Place) -> None:
 
 
 def test_foreign_data_has_no_form_of_ours(ready: Place) -> None:
-    ready.write("data/mine.jsonl", '{"instruction": "a", "output": "b"}\n')
+    ready.write("data/mine.jsonl", '{"instruction": "a", "input": "", "output": "b"}\n')
     ready.write("data/dataset_info.json", '{"mine": {"file_name": "mine.jsonl"}}')
     ready.config("max_new_tokens: 64", "do_sample: false")
     assert ready.trainkit("train", "-d", "mine").code == 0

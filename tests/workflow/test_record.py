@@ -30,7 +30,7 @@ def test_foreign_data_has_no_form_of_ours(ready: Place) -> None:
     ready.config("max_new_tokens: 64", "do_sample: false")
     assert ready.trainkit("train", "-d", "mine").code == 0
     (file,) = ready.manifest()["data"]
-    assert (file["path"], file["rows"], file["bytes"]) == (str(ready.path("data/mine.jsonl")), 1, 36)
+    assert (file["path"], file["rows"], file["bytes"]) == (str(ready.path("data/mine.jsonl")), 1, 49)
     marker = json.loads(ready.path("saves/rm/trainkit_run.json").read_text())
     assert (marker["metadata_form"], marker["generation"]) == ([], {"do_sample": False, "max_new_tokens": 64})
 

@@ -17,7 +17,7 @@ from trainkit.workflow.prepare import Settings, build
 from trainkit.workflow.suggest import Suggestion, SuggestOptions, find_machine, hardware_of, suggest
 from trainkit.workflow.suggested_file import write_suggestion
 from trainkit.workflow.suggestion_report import report
-from trainkit.workflow.trace import config_of
+from trainkit.workflow.trace import config_of, run_traces
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -31,7 +31,7 @@ QWEN_7B = {
 }  # fmt: skip
 LIGER = {"enable_liger_kernel": True}
 FAST = {"disable_gradient_checkpointing": True, "enable_liger_kernel": True}
-TRACER = "trainkit.workflow.trace.run_child_json"
+TRACER = "trainkit.workflow.trace.run_traces"
 
 
 @pytest.fixture
@@ -271,13 +271,26 @@ def test_secrets_are_not_written(big: Place) -> None:
 def answer_with(monkeypatch: pytest.MonkeyPatch, *answers: dict[str, Any]) -> list[Any]:
     asked: list[Any] = []
 
-    def run(python: Path, script: Path, payload: Any, env: dict[str, str]) -> Any:
-        assert script.is_file()
-        asked.append(payload)
-        return {"results": list(answers)}
+    def run(cases: list[Any], env: dict[str, str]) -> Any:
+        asked.append({"cases": cases})
+        return list(answers)
 
     monkeypatch.setattr(TRACER, run)
     return asked
+
+
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_two_programs_share_the_traces(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
+    started = []
+
+    def run(python: Path, script: Path, payload: Any, env: dict[str, str]) -> Any:
+        assert script.is_file()
+        started.append(payload["cases"])
+        return {"results": [case["number"] for case in payload["cases"]]}
+
+    monkeypatch.setattr("trainkit.workflow.trace.run_child_json", run)
+    assert run_traces([{"number": number} for number in range(count)], {}) == list(range(count))
+    assert len(started) == min(count, 2)
 
 
 def test_exact_traces_the_given_setup_and_the_best(big: Place, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,7 @@ from trainkit.plan.padding import Lengths
 from trainkit.plan.verdict import Machine
 from trainkit.plan.yamlfile import load_yaml
 from trainkit.workflow.prepare import Settings, build
-from trainkit.workflow.suggest import Suggestion, SuggestOptions, find_machine, hardware_of, suggest
+from trainkit.workflow.suggest import SuggestOptions, find_machine, hardware_of, suggest
 from trainkit.workflow.suggested_file import write_suggestion
 from trainkit.workflow.suggestion_report import report
 from trainkit.workflow.trace import config_of, run_traces
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from tests.conftest import Place
     from trainkit.plan.arguments import TrainerSchema
+    from trainkit.workflow.suggestion import Suggestion
 
 QWEN_7B = {
     "model_type": "qwen2", "hidden_size": 3584, "intermediate_size": 18944, "num_hidden_layers": 28,

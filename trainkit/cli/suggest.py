@@ -14,7 +14,7 @@ from trainkit.cli.training import BatchSize, ConfigFile, Dataset, Overrides, mak
 
 if TYPE_CHECKING:
     from trainkit.workflow.probe import Probed
-    from trainkit.workflow.suggest import Suggestion
+    from trainkit.workflow.suggestion import Suggestion
 
 GIB = 2**30
 

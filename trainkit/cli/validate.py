@@ -26,7 +26,7 @@ from trainkit.cli.training import (
 
 if TYPE_CHECKING:
     from trainkit.workflow.prepare import Settings
-    from trainkit.workflow.suggest import Suggestion
+    from trainkit.workflow.suggestion import Suggestion
     from trainkit.workflow.validate import ValidateOptions, Validation
 
 FailOn = Annotated[

@@ -16,7 +16,7 @@ from trainkit.workflow.suggest import SuggestOptions, suggest
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from trainkit.workflow.suggest import Suggestion
+    from trainkit.workflow.suggestion import Suggestion
 
 
 def choose_settings(settings: Settings, on_look: Callable[[int, int | None], None]) -> tuple[Settings, Suggestion]:

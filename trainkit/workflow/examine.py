@@ -25,7 +25,7 @@ from trainkit.workflow.auto import words_of
 from trainkit.workflow.look import LookResult, faulty_names, find_entries, look_at_data
 from trainkit.workflow.prepare import names_of, trainer_python
 from trainkit.workflow.start import LOG_ROOT, choose_resume
-from trainkit.workflow.suggest import Suggestion, SuggestOptions, suggest
+from trainkit.workflow.suggest import SuggestOptions, suggest
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from trainkit.datatypes import Checkpoint
     from trainkit.plan.padding import Lengths
     from trainkit.workflow.prepare import Prepared, Settings
+    from trainkit.workflow.suggestion import Suggestion
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ from trainkit.workflow.trace import is_sharded, model_config, setup_words
 
 if TYPE_CHECKING:
     from trainkit.plan.verdict import Verdict
-    from trainkit.workflow.suggest import Suggestion
+    from trainkit.workflow.suggestion import Suggestion
 
 INSIDE = Path(trainkit.inside.__file__).parent
 

@@ -18,14 +18,13 @@ from trainkit.plan.suggest import advise
 from trainkit.plan.verdict import Machine, Task
 from trainkit.workflow.look import find_kept_lengths
 from trainkit.workflow.prepare import Prepared, Settings, build, cache_folder, trainer_python
+from trainkit.workflow.suggestion import Suggestion
 from trainkit.workflow.trace import with_trace
 
 if TYPE_CHECKING:
     from trainkit.datatypes import TrainConfig
     from trainkit.plan.architecture import Architecture
     from trainkit.plan.padding import Lengths
-    from trainkit.plan.suggest import Advice
-    from trainkit.workflow.trace import Traced
 
 UNKNOWN_CORES = 1024
 
@@ -39,7 +38,7 @@ class SuggestOptions:
         gpus: how many; None is as many as this machine has, or 1 of a named one.
         exact: also trace the memory of the given setup and the best ones, on the real model class.
         effective_batch: rows of one optimizer step; None keeps those of the configuration.
-        expandable_segments: the trainer is started with PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True.
+        expandable_segments: the trainer is started with PYTORCH_ALLOC_CONF=expandable_segments:True.
     """
 
     gpu: str | None = None
@@ -47,18 +46,6 @@ class SuggestOptions:
     exact: bool = False
     effective_batch: int | None = None
     expandable_segments: bool = True
-
-
-@dataclass(frozen=True, slots=True)
-class Suggestion:
-    """The advice for a configuration; `traced` is for the given setup and each candidate, empty unless asked for."""
-
-    settings: Settings
-    config: TrainConfig
-    task: Task
-    advice: Advice
-    notes: tuple[Problem, ...]
-    traced: tuple[Traced, ...] = ()
 
 
 def suggest(settings: Settings, options: SuggestOptions, lengths: Lengths | None = None) -> Suggestion:

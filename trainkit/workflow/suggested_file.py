@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from trainkit.plan.verdict import Candidate
-    from trainkit.workflow.suggest import Suggestion
+    from trainkit.workflow.suggestion import Suggestion
 
 
 def write_suggestion(suggestion: Suggestion, path: Path, *, force: bool = False) -> None:

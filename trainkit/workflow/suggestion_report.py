@@ -10,8 +10,7 @@ from trainkit.plan.explain import explain
 if TYPE_CHECKING:
     from trainkit.plan.options import Option
     from trainkit.plan.verdict import Candidate, Verdict
-    from trainkit.workflow.suggest import Suggestion
-    from trainkit.workflow.trace import Traced
+    from trainkit.workflow.suggestion import Suggestion, Traced
 
 
 def report(suggestion: Suggestion) -> dict[str, Any]:

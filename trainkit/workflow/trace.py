@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,38 +12,20 @@ from trainkit.datatypes import Problem
 from trainkit.files import load_json
 from trainkit.plan.hardware import run_child_json
 from trainkit.workflow.prepare import trainer_python
+from trainkit.workflow.suggestion import Traced
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from trainkit.plan.architecture import Architecture
     from trainkit.plan.verdict import Verdict
-    from trainkit.workflow.suggest import Suggestion
+    from trainkit.workflow.suggestion import Suggestion
 
 TRACE = Path(__file__).parent.parent / "inside" / "memory_trace.py"
 TRACED_FIELDS = (
     "method", "stage", "micro_batch", "seq_tokens", "rank", "lora_targets", "dropout", "checkpointing", "liger",
     "masked", "zero_stage", "pure_bf16", "accumulation", "optimizer",
 )  # fmt: skip
-
-
-@dataclass(frozen=True, slots=True)
-class Traced:
-    """The exact trace of one setup, in bytes; all 0 with the reason in `error` when it could not be traced.
-
-    `allocated` is the peak of all tensors; `total` adds what the closed form has for workspaces, the allocator's
-    rounding and the CUDA context; `difference` is how far the closed form is from the trace, 0.01 being 1 % above it.
-    """
-
-    allocated: int = 0
-    total: int = 0
-    difference: float = 0.0
-    phase: str = ""
-    error: str = ""
-
-    def fits(self, usable: int) -> bool:
-        """Whether the traced setup fits; one that could not be traced is not spoken against."""
-        return self.total <= usable
 
 
 def with_trace(suggestion: Suggestion, env: Mapping[str, str]) -> Suggestion:

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from trainkit.datatypes import Outcome, Step, TrainConfig
     from trainkit.runs.checkpoints import Resume
     from trainkit.workflow.prepare import Prepared
-    from trainkit.workflow.suggest import Suggestion
+    from trainkit.workflow.suggestion import Suggestion
 
 
 @dataclass(frozen=True, slots=True)

@@ -225,9 +225,9 @@ def test_a_report_is_written_when_there_are_errors_too(ready: Place) -> None:
 
 def test_a_report_that_has_no_place_is_explained(ready: Place) -> None:
     done = ready.trainkit("validate", "--report", "training_config.yaml")
-    assert (done.code, done.out) == (1, "")
+    assert (done.code, done.out) == (2, "")
     assert done.err == (
-        "error: training_config.yaml: File exists\n    is there space on the disk, and may you write there?\n"
+        "error: --report training_config.yaml: is a file\n    name a folder; it is made when it is not there\n"
     )
 
 

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trainkit.dataset.simulate import Flags, Measure, bound, encode, measure, pack
+from trainkit.dataset.simulate import Flags, Measure, encode, measure, pack
 from trainkit.dataset.tokenizer import load_tokenizer
 from trainkit.datatypes import Conversation, Turn
 from trainkit.errors import Rejected
@@ -37,9 +37,6 @@ class OneByOne:
 
     def count(self, text: str) -> int:
         return len(text)
-
-    def bound(self, text: str) -> int:
-        return len(text.encode())
 
 
 LETTER: Any = OneByOne()
@@ -179,7 +176,7 @@ def test_calls_and_their_results_are_turns(make_form: MakeForm) -> None:
         (Conversation((Turn("user", "a"), Turn("function", "b"))), "function call is not JSON"),
     ],
 )
-@pytest.mark.parametrize("simulate", [encode, measure, bound])
+@pytest.mark.parametrize("simulate", [encode, measure])
 def test_a_row_that_the_trainer_stops_at_is_rejected(
     make_form: MakeForm, row: Conversation, reason: str, simulate: Callable[..., Any]
 ) -> None:
@@ -220,7 +217,7 @@ def test_measuring_agrees_with_encoding(make_form: MakeForm, changes: dict[str, 
         assert facts == encoded.facts
         assert facts.kept_tokens == len(encoded.input_ids) <= flags.cutoff_len
         assert facts.trained_tokens == sum(label != -100 for label in encoded.labels)
-        assert facts.full_tokens == len(whole.input_ids) <= bound(row, form, tokenizer, flags)
+        assert facts.full_tokens == len(whole.input_ids)
         assert facts.is_cut == (facts.full_tokens > flags.cutoff_len)
 
     check()

@@ -114,18 +114,6 @@ def encode(conversation: Conversation, form: ChatForm, tokenizer: Tokenizer, fla
     return Encoded(input_ids, labels, summarise(lengths, kept, form, flags, written.thought))
 
 
-def bound(conversation: Conversation, form: ChatForm, tokenizer: Tokenizer, flags: Flags) -> int:
-    """Return a number of tokens that the conversation cannot exceed, mostly without making any: its bytes.
-
-    Raises:
-        Rejected: the trainer would stop at this row.
-    """
-    written = write_pairs(check_pairs(conversation), form, flags.mask_history)
-    slots = (slot for pair in written.pairs for part in pair for slot in part)
-    most = sum(tokenizer.bound(slot) if isinstance(slot, str) else 1 for slot in slots)
-    return most + form.efficient_eos
-
-
 def check_pairs(conversation: Conversation) -> Conversation:
     """Return the conversation, which the trainer leaves out when its turns do not come in pairs."""
     if not conversation.turns or len(conversation.turns) % 2:

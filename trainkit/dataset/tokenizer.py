@@ -102,12 +102,6 @@ class Tokenizer:
                 total += len(found) - marks
         return total
 
-    def bound(self, text: str) -> int:
-        """Return a number that `count(text)` cannot exceed: the bytes of the text, where a token has at least one."""
-        if self.route == "tokenizers" or self._is_special_case(text):
-            return self.count(text)
-        return len(text) if text.isascii() else len(text.encode())
-
     def decode(self, tokens: list[int]) -> str:
         """Return the text of tokens, special ones written out."""
         text: str = self._exact.decode(tokens, skip_special_tokens=False)

@@ -98,11 +98,6 @@ def padded_tokens(lengths: Lengths, rows: int) -> float:
     return sum(share * tokens for share, tokens in batch_lengths(lengths, rows))
 
 
-def padding_efficiency(lengths: Lengths, rows: int) -> float:
-    """Return the share of a padded batch's tokens that belong to a row."""
-    return lengths.num_tokens / lengths.num_rows / padded_tokens(lengths, rows)
-
-
 def packing_efficiency(lengths: Lengths, cutoff_len: int) -> float:
     """Return the share of packed rows' tokens that belong to an example; 0 when every example is too long to pack.
 

@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 
 # The metadata that a prompt can carry, in the order in which it is written, with its word in the prefix.
 PREFIX_WORDS = {"type": "EVAL_TYPE", "model": "MODEL", "task": "TASK", "category": "CATEGORY"}
-METADATA_KEYS = {"type": "evaluation_type", "model": "model_name", "task": "task_id", "category": "category"}
 DEFAULT_FORM = ("type", "category")
 MAX_SEEN = 1000
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from trainkit import environment
 from trainkit.dataset.findings import Limit, check_limits, strict
 from trainkit.datatypes import gravest_first
-from trainkit.errors import ProblemsFound
+from trainkit.errors import ProblemsFound, UsageProblem
 from trainkit.files import write_json_atomic
 from trainkit.plan.hardware import run_child_json
 from trainkit.workflow.examine import Examination, ExamineOptions, examine
@@ -95,9 +95,12 @@ def write_report(folder: Path, look: LookResult, content: dict[str, Any]) -> Non
     """Write every figure as JSON and the lengths as a picture.
 
     Raises:
+        UsageProblem: it is a file.
         TrainkitError: the folder cannot be written.
         EnvironmentProblem: matplotlib is not installed.
     """
+    if folder.exists() and not folder.is_dir():
+        raise UsageProblem(f"--report {folder}: is a file", "name a folder; it is made when it is not there")
     with writing(folder):
         write_json_atomic(folder / FIGURES, content)
     counted = [each for each in look.sets if each.figures["histogram"]]

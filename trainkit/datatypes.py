@@ -204,3 +204,15 @@ class Conversation:
     turns: tuple[Turn, ...]
     system: str = ""
     tools: str = ""
+
+
+class StepPlace(NamedTuple):
+    """A step that can be trained on: `StepPlace(iteration=7, trajectory=12, step=3, task="shop_41")`.
+
+    `iteration` is the number in the file's name, `trajectory` and `step` count from 0 in that file.
+    """
+
+    iteration: int
+    trajectory: int
+    step: int
+    task: str

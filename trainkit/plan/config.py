@@ -50,6 +50,7 @@ def build_config(
     hardware: Hardware,
     templates: Path,
     base: Path,
+    complete: bool = False,
 ) -> TrainConfig:
     """Return the complete configuration for the trainer.
 
@@ -61,6 +62,7 @@ def build_config(
         hardware: the machine that trains.
         templates: the folder of trainkit's templates.
         base: the folder that relative paths start from.
+        complete: the sources say everything, so that no template is laid under them.
 
     Raises:
         ConfigError: the user's file cannot be read.
@@ -71,7 +73,7 @@ def build_config(
         _options_source(options, schema),
         _overrides_source(overrides, schema),
     ]
-    draft = _start(sources, schema, templates, base)
+    draft = Draft({}, {}) if complete else _start(sources, schema, templates, base)
     for source in sources:
         _lay_over(draft, source)
     _settle_evaluation(draft)

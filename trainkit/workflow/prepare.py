@@ -50,6 +50,9 @@ class Settings:
         base: the folder that relative paths start from.
         force_template: train although the template does not fit the model.
         needs_file: the user's YAML must be there, if only as training_config.yaml.
+        name: the last part of the run folder's name; empty for the data set that the command line names.
+        complete: the user's YAML is the whole configuration; no template lies under it.
+        environment: variables for the training that win over those of this process; never shown, as a key may be one.
     """
 
     config_file: Path | None = None
@@ -58,16 +61,27 @@ class Settings:
     base: Path = field(default_factory=Path.cwd)
     force_template: bool = False
     needs_file: bool = True
+    name: str = ""
+    complete: bool = False
+    environment: Mapping[str, str] = field(default_factory=dict, repr=False)
+
+    def environ(self) -> dict[str, str]:
+        """Return the whole environment of the training."""
+        return environment.snapshot() | dict(self.environment)
 
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """A configuration with all that was found out about it; `problems` holds errors first, then warnings and notes."""
+    """A configuration with all that was found out about it.
+
+    `problems` holds errors first, then warnings and notes; `environ` is the environment that the training starts from.
+    """
 
     config: TrainConfig
     schema: TrainerSchema
     hardware: Hardware
     problems: tuple[Problem, ...]
+    environ: Mapping[str, str] = field(default_factory=dict, repr=False)
 
     @property
     def errors(self) -> tuple[Problem, ...]:
@@ -101,13 +115,13 @@ def prepare(settings: Settings, hardware: Hardware | None = None) -> Prepared:
         ConfigError: the user's file is missing or cannot be read.
         EnvironmentProblem: LLaMA-Factory is not installed.
     """
-    env = environment.snapshot()
+    env = settings.environ()
     schema = load_arguments(trainer_python(), cache_folder(), env)
     hardware = hardware or find_hardware(env)
     config = build(settings, schema, hardware)
     problems = check_config(config, schema, hardware, force_template=settings.force_template)
     problems += [*check_output(config, settings.base), *check_data(config)]
-    return Prepared(config, schema, hardware, tuple(gravest_first([*problems, *config.notes])))
+    return Prepared(config, schema, hardware, tuple(gravest_first([*problems, *config.notes])), env)
 
 
 def require_sound(prepared: Prepared) -> None:
@@ -135,6 +149,7 @@ def build(settings: Settings, schema: TrainerSchema, hardware: Hardware) -> Trai
             hardware=hardware,
             templates=templates,
             base=settings.base,
+            complete=settings.complete,
         )
 
     config = built(settings.options)

@@ -39,6 +39,7 @@ def start_run(plan: TrainPlan, run_folder: Run, settings: Settings) -> dict[str,
         "environment": sorted({*plan.command.env, *plan.secrets}),
         "versions": find_versions(VERSIONED),
         "output_dir": str(plan.output_dir),
+        "tracked_as": wandb_run_id(plan) or run_folder.run_id,
         "datasets": describe_entries(plan.prepared),
         "data": describe_inputs(plan.prepared),
         "resumed_from": str(plan.resume.checkpoint.path) if plan.resume.checkpoint else None,
@@ -76,13 +77,18 @@ def marker_of(plan: TrainPlan, run_folder: Run) -> dict[str, Any]:
     return {
         "run_id": run_folder.run_id,
         "kind": "training",
-        "tracked_as": plan.command.env.get("WANDB_RUN_ID") or run_folder.run_id,
+        "tracked_as": wandb_run_id(plan) or run_folder.run_id,
         **{key: values.get(key) for key in (*SAME_RUN, "stage", "trust_remote_code", "quantization_bit")},
         "enable_thinking": values.get("enable_thinking"),
         "metadata_form": forms[0] if forms else [],
         "generation": {key: values[key] for key in GENERATION_KEYS if key in values},
         "export": {key: values[key] for key in EXPORT_KEYS if key in values},
     }
+
+
+def wandb_run_id(plan: TrainPlan) -> str:
+    """Return the run's id at W&B, empty when W&B is not told one."""
+    return plan.command.env.get("WANDB_RUN_ID") or plan.prepared.environ.get("WANDB_RUN_ID", "")
 
 
 def find_metrics(output_dir: Path, outcome: Outcome) -> dict[str, Any]:

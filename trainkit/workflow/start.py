@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from trainkit import environment
 from trainkit.errors import ConfigError, UsageProblem
 from trainkit.launch.llamafactory import find_trainer, train_command
 from trainkit.launch.monitoring import Monitoring, plan_monitoring
@@ -86,14 +85,14 @@ def plan_training(settings: Settings, options: TrainOptions) -> TrainPlan:
 def lay_out(prepared: Prepared, resume: Resume, options: TrainOptions, run_folder: Path) -> TrainPlan:
     """Return the training as it will be started from `run_folder`."""
     config, secrets = secret_environment(prepared.config)
-    monitoring = choose_monitoring(config, resume, options, secrets, run_folder)
+    env = dict(prepared.environ)
+    monitoring = choose_monitoring(config, resume, options, env | secrets, run_folder)
     changes = {**monitoring.config, **resume_keys(resume)}
     config = dataclasses.replace(
         config,
         values={**without(config.values, "resume_from_checkpoint", "overwrite_output_dir"), **changes},
         origin={**config.origin, **dict.fromkeys(changes, "trainkit")},
     )
-    env = environment.snapshot()
     command = train_command(
         run_folder / "config.yaml",
         bin_dir=find_trainer(trainer_python()),
@@ -169,13 +168,13 @@ def resume_keys(resume: Resume) -> dict[str, Any]:
 
 
 def choose_monitoring(
-    config: TrainConfig, resume: Resume, options: TrainOptions, secrets: dict[str, str], run_folder: Path
+    config: TrainConfig, resume: Resume, options: TrainOptions, env: dict[str, str], run_folder: Path
 ) -> Monitoring:
     """Decide on the tracker; a run without login or network is recorded in the run folder."""
     return plan_monitoring(
         options.monitor,
         config.values,
-        environment.snapshot() | secrets,
+        env,
         installed=lambda package: importlib.util.find_spec(package) is not None,
         home=Path.home(),
         run_name=run_folder.name,

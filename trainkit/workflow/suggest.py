@@ -22,6 +22,8 @@ from trainkit.workflow.suggestion import Suggestion
 from trainkit.workflow.trace import with_trace
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from trainkit.datatypes import TrainConfig
     from trainkit.plan.architecture import Architecture
     from trainkit.plan.padding import Lengths
@@ -62,8 +64,8 @@ def suggest(settings: Settings, options: SuggestOptions, lengths: Lengths | None
         ConfigError: the model's sizes cannot be found, or the configuration is one that no formula covers.
         UsageProblem: the GPU is not known.
     """
-    machine = find_machine(options)
-    env = environment.snapshot()
+    env = settings.environ()
+    machine = find_machine(options, env)
     schema = load_arguments(trainer_python(), cache_folder(), env)
     config = build(settings, schema, hardware_of(machine))
     architecture = architecture_for(config, env)
@@ -94,7 +96,7 @@ def suggest(settings: Settings, options: SuggestOptions, lengths: Lengths | None
     return with_trace(suggestion, env) if options.exact else suggestion
 
 
-def find_machine(options: SuggestOptions) -> Machine:
+def find_machine(options: SuggestOptions, env: Mapping[str, str] | None = None) -> Machine:
     """Return the machine that the options name, else this one.
 
     Raises:
@@ -106,7 +108,7 @@ def find_machine(options: SuggestOptions) -> Machine:
     if options.gpu:
         gpu = calibrated(find_gpu(options.gpu), cache_folder())
         return Machine(gpu, options.gpus or 1, options.expandable_segments)
-    found = find_hardware(environment.snapshot()).gpus
+    found = find_hardware(environment.snapshot() if env is None else env).gpus
     if not found:
         raise EnvironmentProblem("there is no NVIDIA GPU here", "name the one that is meant: --gpu a100-40")
     smallest = min(found, key=lambda gpu: gpu.memory_gib)

@@ -8,7 +8,6 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trainkit import environment
 from trainkit.dataset.findings import strict
 from trainkit.datatypes import Problem, gravest_first
 from trainkit.errors import ConfigError, Interrupted, OutOfMemory, TrainerFailed, TrainkitError
@@ -128,13 +127,13 @@ def follow(plan: TrainPlan, run_folder: Run, on_step: Callable[[Step, int], None
         for last in reader.read_new():
             on_step(last, start_step)
 
-    env = environment.snapshot() | plan.secrets
+    env = dict(plan.prepared.environ) | plan.secrets
     return run(plan.command, env=env, log_file=run_folder.log_file, on_tick=tick), last
 
 
 def run_name(settings: Settings) -> str:
-    """Return the last part of the run folder's name: the data set that the command line names, or `train`."""
-    option = settings.options.get("dataset", ("", None))[1]
+    """Return the last part of the run folder's name: the one given, the data set of the command line, or `train`."""
+    option = settings.name or settings.options.get("dataset", ("", None))[1]
     return str(option).replace(",", "+") if option else "train"
 
 

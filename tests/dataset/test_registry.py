@@ -68,6 +68,8 @@ def test_an_entry_names_everything_that_the_trainer_would_else_leave_out() -> No
     entry = entry_for("rm-0123abcd/train.jsonl", [(0, 4), (9, 12)])
     named = (entry["file_name"], entry["split"], entry["formatting"])
     assert named == ("rm-0123abcd/train.jsonl", "train[0:4]+train[9:12]", "sharegpt")
+    with_images = entry_for("rm-0123abcd/train.jsonl", [(0, 4), (9, 12)], images=True)
+    assert with_images == entry | {"columns": entry["columns"] | {"images": "images"}}
     assert entry_for("rm-0123abcd/train.jsonl", ()) == {key: entry[key] for key in entry if key != "split"}
     assert entry["columns"] == {"messages": "conversations", "system": "system", "tools": "tools"}
     assert set(entry["tags"]) == {

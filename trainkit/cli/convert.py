@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from trainkit.cli.convert_trajectories import DEFAULT_RATIO as TRAJECTORIES_RATIO
+from trainkit.cli.convert_trajectories import TRAJECTORIES, check_kind, one_folder, run_to_jsonl, run_trajectories
 from trainkit.cli.options import AsJson, Jobs, parse_share, parse_where, split_words
 from trainkit.cli.output import Output
 from trainkit.errors import UsageProblem
@@ -20,14 +22,18 @@ DEFAULT_RATIO = 0.15
 
 
 def convert(
+    context: typer.Context,
     inputs: Annotated[
         list[Path] | None,
         typer.Argument(
-            help="Evaluations: JSONL or a JSON array, also .gz and .zst; - is standard input.", metavar="INPUT..."
+            help="Evaluations: JSONL or a JSON array, also .gz and .zst; - is standard input. With --kind trajectories "
+            "the one folder that holds train_trajectories/.",
+            metavar="INPUT...",
         ),
     ] = None,
     input_option: Annotated[list[Path] | None, typer.Option("--input", "-i", help="The same as INPUT.")] = None,
     output_dir: Annotated[Path, typer.Option("--output-dir", "-o", help="Folder of dataset_info.json.")] = Path("data"),
+    kind: Annotated[str, typer.Option(help="What INPUT holds: evaluations, or trajectories.")] = "evaluations",
     evaluation_types: Annotated[Words | None, typer.Option(help="Only these types, such as clip,final.")] = None,
     model_names: Annotated[Words | None, typer.Option(help="Only these judges.")] = None,
     task_ids: Annotated[Words | None, typer.Option(help="Only these tasks.")] = None,
@@ -42,7 +48,8 @@ def convert(
     ] = "20",
     split_eval: Annotated[bool, typer.Option("--split-eval", help="Keep rows apart for evaluation.")] = False,
     eval_ratio: Annotated[
-        float | None, typer.Option(help="Share of the groups kept for evaluation; 0.15 unless given.")
+        float | None,
+        typer.Option(help="Share of the groups kept for evaluation; 0.15 unless given, of trajectories 0.05."),
     ] = None,
     min_samples: Annotated[int, typer.Option(help="A variant with fewer rows gets no eval entry.")] = 5,
     seed: Annotated[int, typer.Option(help="Seed of the split.")] = 42,
@@ -50,13 +57,41 @@ def convert(
     split: Annotated[str, typer.Option(help="groups keeps a group on one side; rows does not.")] = "groups",
     max_rejects: Annotated[str, typer.Option(help="Largest share of unusable rows to go on with.")] = "1%",
     jobs: Jobs = None,
+    last_n_iterations: Annotated[
+        int | None, typer.Option(help="The newest iterations of trajectories; 4 unless given, with --to all.")
+    ] = None,
+    skip_bad_iterations: Annotated[
+        bool, typer.Option("--skip-bad-iterations", help="Go on without an iteration that cannot be read.")
+    ] = False,
+    to: Annotated[
+        str | None, typer.Option(help="jsonl: write the trajectories as JSONL, no data set.", metavar="jsonl")
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Count, write nothing.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Turn evaluations of agent runs into a registered data set with its variants.
+    """Turn evaluations of agent runs, or their trajectories, into a registered data set.
 
     Example: trainkit convert finetune.jsonl --split-eval
     """
+    check_kind(context, kind, to)
+    output, paths = Output(as_json=as_json), [*(inputs or []), *(input_option or [])]
+    if to is not None:
+        run_to_jsonl(output, one_folder(paths), output_dir, last_n_iterations, skip_bad=skip_bad_iterations)
+        return
+    if kind == TRAJECTORIES:
+        from trainkit.workflow.convert_trajectories import NAME, TrajectoryOptions
+
+        trajectory_options = TrajectoryOptions(
+            last_n=4 if last_n_iterations is None else last_n_iterations,
+            skip_bad=skip_bad_iterations,
+            name=check_name(name) or NAME,
+            eval_ratio=choose_ratio(split_eval, eval_ratio, TRAJECTORIES_RATIO),
+            seed=seed,
+            max_rejects=parse_share(max_rejects, "--max-rejects"),
+            dry_run=dry_run,
+        )
+        run_trajectories(output, one_folder(paths), output_dir, trajectory_options)
+        return
     from trainkit.sources.evaluations import parse_form
     from trainkit.workflow.convert import ConvertOptions
 
@@ -76,8 +111,7 @@ def convert(
         jobs=available_cores() if jobs is None else jobs,
         dry_run=dry_run,
     )
-    paths = [*(inputs or []), *(input_option or [])] or [Path("finetune.jsonl")]
-    run_convert(Output(as_json=as_json), paths, output_dir, options)
+    run_convert(output, paths or [Path("finetune.jsonl")], output_dir, options)
 
 
 def run_convert(output: Output, paths: list[Path], output_dir: Path, options: ConvertOptions) -> None:
@@ -107,11 +141,11 @@ def check_name(name: str | None) -> str | None:
     return name
 
 
-def choose_ratio(split_eval: bool, eval_ratio: float | None) -> float:
+def choose_ratio(split_eval: bool, eval_ratio: float | None, default: float = DEFAULT_RATIO) -> float:
     """Return the share of the eval side; a ratio without the split would be lost without a word."""
     if eval_ratio is not None and not split_eval:
         raise UsageProblem(f"--eval-ratio {eval_ratio}: has no meaning without --split-eval", "add --split-eval")
-    return (DEFAULT_RATIO if eval_ratio is None else eval_ratio) if split_eval else 0.0
+    return (default if eval_ratio is None else eval_ratio) if split_eval else 0.0
 
 
 def parse_by_task(words: str) -> int:

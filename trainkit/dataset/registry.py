@@ -23,6 +23,7 @@ MANIFEST = "manifest.json"
 
 # Given in full: LLaMA-Factory turns each column or tag that a partial mapping leaves out into None.
 COLUMNS = {"messages": "conversations", "system": "system", "tools": "tools"}
+IMAGES = {"images": "images"}
 TAGS = {
     "role_tag": "from",
     "content_tag": "value",
@@ -49,14 +50,17 @@ def load_registry(dataset_dir: Path) -> dict[str, Any]:
     return entries
 
 
-def entry_for(file_name: str, ranges: Iterable[tuple[int, int]]) -> dict[str, Any]:
-    """Return the registry entry for ranges [start, stop) of the rows of a file; without ranges for all of them."""
+def entry_for(file_name: str, ranges: Iterable[tuple[int, int]], *, images: bool = False) -> dict[str, Any]:
+    """Return the registry entry for ranges [start, stop) of the rows of a file; without ranges for all of them.
+
+    `images` names the column of the images, which is only there for the trainer when some row has one.
+    """
     split = "+".join(f"train[{start}:{stop}]" for start, stop in ranges)
     return {
         "file_name": file_name,
         **({"split": split} if split else {}),
         "formatting": "sharegpt",
-        "columns": COLUMNS,
+        "columns": COLUMNS | IMAGES if images else COLUMNS,
         "tags": TAGS,
     }
 

@@ -158,8 +158,10 @@ def entries_for(folder: str, variants: list[Variant], manifest: dict[str, Any]) 
     entries = {}
     for variant in variants:
         file = side_file(variant.side)
-        everything = variant.num_rows == manifest["files"][file]["rows"]
-        entries[variant.name] = entry_for(f"{folder}/{file}", () if everything else variant.ranges)
+        written = manifest["files"][file]
+        ranges = () if variant.num_rows == written["rows"] else variant.ranges
+        images = written.get("rows_with_images", 0) > 0
+        entries[variant.name] = entry_for(f"{folder}/{file}", ranges, images=images)
     return entries
 
 
@@ -200,11 +202,21 @@ class RejectFile:
         }
         self.file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
+    def mark(self) -> int:
+        """Return a place to which `cut` can go back."""
+        return self.file.tell() if self.file is not None else 0
+
+    def cut(self, mark: int) -> None:
+        """Take back the rows that were written since `mark`."""
+        if self.file is not None:
+            self.file.seek(mark)
+            self.file.truncate()
+
     def publish(self) -> Path | None:
         """Put the file in its place and return it; without a rejected row, remove the one of an earlier conversion."""
         if self.path is None or self.temporary is None:
             return None
-        if self.file is None:
+        if self.file is None or self.file.tell() == 0:
             self.path.unlink(missing_ok=True)
             return None
         self.file.flush()

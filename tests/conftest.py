@@ -77,8 +77,9 @@ class Place:
         return Done(code, *map(self.tidy, self.capture.readouterr()))
 
     def tidy(self, text: str) -> str:
-        """Return a text with WORK for this folder and DATE for the time in the name of a run."""
-        return re.sub(r"\d{8}-\d{6}-", "DATE-", text.replace(str(self.folder), "WORK"))
+        """Return a text with WORK for this folder, DATE for the time in the name of a run, ROUND for a round's name."""
+        text = re.sub(r"\d{8}-\d{6}-", "DATE-", text.replace(str(self.folder), "WORK"))
+        return re.sub(r"model_\d{8}_\d{6}(_\d+)?", "ROUND", text)
 
     def start(self, *words: str, **options: Any) -> subprocess.Popen[str]:
         """Start a command line as a user does: a program of its own, in the fake trainer's environment."""
@@ -183,11 +184,24 @@ def place(
     for name in ("COLUMNS", "TERMINAL_WIDTH"):
         monkeypatch.setenv(name, "100")
     monkeypatch.chdir(folder)
-    for module in ("prepare", "start", "train", "export", "chat", "init", "form", "validate", "doctor", "examine"):
+    for module in (
+        "prepare",
+        "start",
+        "train",
+        "export",
+        "chat",
+        "init",
+        "form",
+        "validate",
+        "doctor",
+        "examine",
+        "round",
+        "update",
+    ):
         monkeypatch.setattr(f"trainkit.workflow.{module}.trainer_python", lambda: fake_python)
-    for module in ("export", "chat", "init", "form", "validate", "doctor"):
+    for module in ("export", "chat", "init", "form", "validate", "doctor", "round"):
         monkeypatch.setattr(f"trainkit.workflow.{module}.INSIDE", FAKES / "inside")
-    for module in ("prepare", "suggest"):
+    for module in ("prepare", "suggest", "update"):
         monkeypatch.setattr(f"trainkit.workflow.{module}.load_arguments", lambda *_: trainer_schema)
         monkeypatch.setattr(f"trainkit.workflow.{module}.find_hardware", lambda _: Hardware((), 4, 16.0))
     monkeypatch.setattr("trainkit.workflow.start.can_reach", lambda _: False)

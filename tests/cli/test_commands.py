@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from rollouts import rollout, write_iteration
 import typer
 
 from trainkit.cli import reference
@@ -39,7 +40,9 @@ def test_the_example_in_the_help_works(trained: Place, name: str) -> None:
     turns = '[{"from": "human", "value": "Judge."}, {"from": "gpt", "value": "{}"}]'
     row = f'{{"conversations": {turns}, "metadata": {{"evaluation_type": "clip", "task_id": "a"}}}}\n'
     trained.write("finetune.jsonl", row * 3)
-    words = shlex.split(example.replace("$(cat prompt.txt)", "Judge this."))
+    trained.write("update.yaml", "algorithm_config: {min_token_length: 0, report_to: none}\nmodel_path: ./model\n")
+    write_iteration(trained.path("exp1"), 0, [rollout(f"shop_{number}") for number in range(9)])
+    words = shlex.split(example.replace("$(cat prompt.txt)", "Judge this.").replace("/data/exp1", "exp1"))
     assert words[:2] == ["trainkit", name]
     if name in ("train", "pipeline"):
         words += ["--resume", "never"]

@@ -118,22 +118,14 @@ def plan(**changes: Any) -> SamplingPlan:
     return SamplingPlan(**{**fields, **changes})
 
 
-def test_the_plan_in_words() -> None:
-    assert plan().lines() == [
-        "1000 of 5100 steps, weights (i+1)^2, seed 3",
-        "iteration 7: weight 20.0 %, 900 of 5000 steps",
-        "iteration 8: weight 80.0 %, 100 of 100 steps",
-        "iteration 8 is 700 short of its part, which the others give if they can",
+def test_where_the_sample_is_not_what_was_asked_for() -> None:
+    assert plan().shortfalls() == ["iteration 8 is 700 short of its part, which the others give if they can"]
+    capped = plan(taken={7: 800, 8: 90}, cap_per_task=4, shortages={})
+    assert capped.shortfalls() == ["110 left out by the cap of 4 steps per task"]
+    assert plan(wanted=9000, shortages={}).shortfalls() == [
+        "9000 were asked for, and there are 1000: every step is wanted"
     ]
-    assert plan(taken={7: 800, 8: 90}, cap_per_task=4, shortages={}).lines() == [
-        "890 of 5100 steps, weights (i+1)^2, seed 3",
-        "iteration 7: weight 20.0 %, 800 of 5000 steps",
-        "iteration 8: weight 80.0 %, 90 of 100 steps",
-        "110 left out by the cap of 4 steps per task",
-    ]
-    assert (
-        plan(wanted=9000, shortages={}).lines()[-1] == "9000 were asked for, and there are 1000: every step is wanted"
-    )
+    assert plan(shortages={}).shortfalls() == []
 
 
 def test_the_plan_as_json() -> None:

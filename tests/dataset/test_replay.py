@@ -208,10 +208,9 @@ def test_what_the_cap_leaves_open_is_shared_among_the_others() -> None:
     chosen, plan = sample(table, plan_quotas(table.counts(), 60, 1.0), 0, cap_per_task=6)
     assert plan.quotas == {1: 10, 2: 20, 3: 30}
     assert plan.taken == {1: 18, 2: 36, 3: 6}
-    assert plan.lines()[-1] == "iteration 3: weight 50.0 %, 6 of 100 steps"
     chosen, plan = sample(table, plan_quotas({**table.counts(), 4: 0}, 290, 1.0), 0, cap_per_task=6)
     assert (len(chosen), plan.taken) == (206, {1: 100, 2: 100, 3: 6, 4: 0})
-    assert plan.lines()[-1] == "84 left out by the cap of 6 steps per task"
+    assert plan.shortfalls()[-1] == "84 left out by the cap of 6 steps per task"
 
 
 def test_a_cap_that_is_none() -> None:

@@ -1,12 +1,14 @@
 """Stands in for llamafactory-cli: checks the command and its configuration, then behaves as told.
 
 Told by the JSON in $FAKE_TRAINER; every call is written down in $FAKE_CALLS. A wrong call ends with exit code 99.
+`by_hand` says that a person calls it, for whom trainkit has prepared nothing but the configuration.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import pickle
 import sys
 import time
 import zipfile
@@ -55,9 +57,9 @@ def save_weights(path: Path) -> None:
     path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(16))
 
 
-def save_archive(path: Path) -> None:
+def save_archive(path: Path, content: bytes) -> None:
     with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr("archive/data.pkl", b"x" * 50)
+        archive.writestr("archive/data.pkl", content)
 
 
 def save_model(folder: Path, kind: str) -> None:
@@ -71,10 +73,12 @@ def save_model(folder: Path, kind: str) -> None:
     (folder / "tokenizer.json").write_text("{}")
 
 
-def save_checkpoint(folder: Path, kind: str, step: int, total: int) -> None:
-    save_model(folder, kind)
-    for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth"):
-        save_archive(folder / name)
+def save_checkpoint(folder: Path, values: dict[str, Any], step: int, total: int) -> None:
+    save_model(folder, values["finetuning_type"])
+    for name in ("optimizer.pt", "rng_state.pth"):
+        save_archive(folder / name, b"x" * 50)
+    state = {"base_lrs": [values["learning_rate"]], "last_epoch": step}
+    save_archive(folder / "scheduler.pt", pickle.dumps(state, protocol=2))
     state = {"global_step": step, "max_steps": total, "epoch": TOLD.get("epochs", 3.0) * step / total}
     (folder / "trainer_state.json").write_text(json.dumps(state))
 
@@ -82,7 +86,7 @@ def save_checkpoint(folder: Path, kind: str, step: int, total: int) -> None:
 def first_step(values: dict[str, Any]) -> int:
     checkpoint = values.get("resume_from_checkpoint")
     if checkpoint is None:
-        if values.get("overwrite_output_dir") is not True:
+        if values.get("overwrite_output_dir") is not True and not TOLD.get("by_hand"):
             refuse("may resume by itself: neither resume_from_checkpoint nor overwrite_output_dir")
         return 0
     if not Path(checkpoint).is_absolute() or not (Path(checkpoint) / "trainer_state.json").exists():
@@ -90,17 +94,26 @@ def first_step(values: dict[str, Any]) -> int:
     return int(json.loads((Path(checkpoint) / "trainer_state.json").read_text())["global_step"])
 
 
-def train(values: dict[str, Any]) -> None:
-    output = Path(values["output_dir"])
-    if not output.is_absolute() or not (output / "trainkit_run.json").exists():
-        refuse(f"output_dir {output} is relative or was not prepared")
+def check_prepared(output: Path) -> None:
+    if not (output / "trainkit_run.json").exists():
+        refuse(f"output_dir {output} was not prepared")
     if Path.cwd() != Path(sys.argv[2]).absolute().parent or not Path("run.json").exists():
         refuse(f"started in {Path.cwd()}, which is not the run's folder")
+
+
+def train(values: dict[str, Any]) -> None:
+    output = Path(values["output_dir"])
+    if not output.is_absolute():
+        refuse(f"output_dir {output} is relative")
+    if TOLD.get("by_hand"):
+        output.mkdir(parents=True, exist_ok=True)
+    else:
+        check_prepared(output)
     if not Path(values["model_name_or_path"]).is_absolute():
         refuse("the model's path is relative")
-    start, total = first_step(values), TOLD.get("total", 3)
+    start, total = first_step(values), TOLD.get("total", values.get("max_steps", 3))
     for step in range(start + 1, TOLD.get("stop_at", total) + 1):
-        make_step(output, values["finetuning_type"], step, total)
+        make_step(output, values, step, total)
     print(TOLD.get("log", ""), flush=True)
     if TOLD.get("wait"):
         (output / "ready").touch()
@@ -108,19 +121,20 @@ def train(values: dict[str, Any]) -> None:
     if TOLD.get("exit"):
         sys.exit(TOLD["exit"])
     save_model(output, values["finetuning_type"])
+    (output / "trainer_state.json").write_text(json.dumps({"global_step": total, "max_steps": total}))
     (output / "training_loss.png").write_bytes(b"PNG")
     (output / "all_results.json").write_text(
         TOLD.get("results", '{"train_loss": 0.51236, "eval_loss": 0.75, "epoch": 3.0}')
     )
 
 
-def make_step(output: Path, kind: str, step: int, total: int) -> None:
+def make_step(output: Path, values: dict[str, Any], step: int, total: int) -> None:
     row = {"current_steps": step, "total_steps": total, "loss": 1.0 / step, "lr": 1e-4, "elapsed_time": "0:00:30"}
     with (output / "trainer_log.jsonl").open("a") as log:
         log.write(json.dumps(row) + "\n")
     print(f"{{'loss': {1.0 / step}}}", flush=True)
     if TOLD.get("save", True):
-        save_checkpoint(output / f"checkpoint-{step}", kind, step, total)
+        save_checkpoint(output / f"checkpoint-{step}", values, step, total)
     time.sleep(TOLD.get("pause", 0))
 
 

@@ -174,7 +174,7 @@ def test_the_template_says_what_it_is_and_holds_the_defaults() -> None:
     assert changed == {"model_path", "algorithm_config.deepspeed_config_filename"}
     words = ((note.where, note.message, note.level) for note in template().notes)
     assert list(words) == [
-        ("update.yaml:47 algorithm_config.deepspeed_config_filename", "trainkit's own ds_z2.json", "note")
+        ("update.yaml:49 algorithm_config.deepspeed_config_filename", "trainkit's own ds_z2.json", "note")
     ]
 
 
@@ -190,6 +190,7 @@ def test_every_option_of_the_script_has_its_place(tmp_path: Path) -> None:
         model=str(tmp_path / "model"),
         num_gpus=None,
         last_n_iterations=4,
+        keep_rounds=None,
         seed=42,
         run_name="webgym-first",
         project_name="rl",
@@ -319,7 +320,7 @@ def test_a_section_under_another_name(problems: Callable[..., list[tuple[str, st
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         load_update(tmp_path / "update.yaml", [SAVE])
-    hint = "templates/update.yaml is a complete one to start from"
+    hint = "trainkit init --update writes one to start from"
     assert (caught.value.message, caught.value.hint) == (f"{tmp_path}/update.yaml: no such file", hint)
 
 

@@ -88,3 +88,12 @@ def test_a_file_in_the_place_of_a_folder_is_explained(place: Place, file: str, w
     assert (done.code, done.out) == (1, "")
     assert done.err == told + "    is there space on the disk, and may you write there?\n"
     assert Path(file).read_text() == "mine"
+
+
+def test_the_configuration_of_an_update(place: Place) -> None:
+    done = place.trainkit("init", "--update", "loop")
+    shipped = (templates_folder() / "update.yaml").read_bytes()
+    assert (done.code, done.out) == (0, "made  loop/update.yaml\n")
+    assert done.err == "next: trainkit update save_path=FOLDER, where FOLDER holds train_trajectories/\n"
+    assert place.tree() == {"loop": b"", "loop/update.yaml": shipped}
+    assert place.trainkit("init", "--update", "--demo").code == 2

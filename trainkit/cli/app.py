@@ -15,6 +15,7 @@ from trainkit.cli.init import init
 from trainkit.cli.pipeline import pipeline
 from trainkit.cli.suggest import suggest
 from trainkit.cli.train import train
+from trainkit.cli.update import update
 from trainkit.cli.validate import validate
 
 app = typer.Typer(
@@ -41,5 +42,5 @@ def options(
     """From agent runs to a trained model: convert, check, train, export, chat."""
 
 
-for command in (init, convert, validate, suggest, train, export, chat, doctor, pipeline):
+for command in (init, convert, validate, suggest, train, export, chat, update, doctor, pipeline):
     app.command()(command)

@@ -74,15 +74,12 @@ class SamplingPlan:
             ],
         }
 
-    def lines(self) -> list[str]:
-        """Return the plan in words: a line for the whole, one for each iteration, one for each shortage."""
-        there = sum(self.counts.values())
-        lines = [f"{self.num_taken} of {there} steps, weights (i+1)^{self.power:g}, seed {self.seed}"]
-        for iteration, count in self.counts.items():
-            share = f"{100 * self.weights[iteration]:.1f} %"
-            lines.append(f"iteration {iteration}: weight {share}, {self.taken[iteration]} of {count} steps")
-        for iteration, number in self.shortages.items():
-            lines.append(f"iteration {iteration} is {number} short of its part, which the others give if they can")
+    def shortfalls(self) -> list[str]:
+        """Return in words where the sample is not what was asked for."""
+        lines = [
+            f"iteration {iteration} is {number} short of its part, which the others give if they can"
+            for iteration, number in self.shortages.items()
+        ]
         planned = sum(self.quotas.values())
         if planned < self.wanted:
             lines.append(f"{self.wanted} were asked for, and there are {planned}: every step is wanted")

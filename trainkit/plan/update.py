@@ -13,7 +13,7 @@ from trainkit.plan.keys import Draft
 from trainkit.plan.machine import adapt_to_machine
 from trainkit.plan.steps import Steps, plan_steps
 from trainkit.plan.update_file import read_update_file
-from trainkit.plan.update_keys import ALGORITHM, OWN_KEYS, STEP_KEYS, trackers
+from trainkit.plan.update_keys import OWN_KEYS, STEP_KEYS, trackers
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -41,6 +41,7 @@ class UpdateConfig:
         model: folder or hub name of the first round's model; None where save_path holds one of an earlier round.
         num_gpus: as given; None asks the machine (see `count_gpus`).
         deepspeed: the DeepSpeed file, None for none.
+        keep_rounds: how many of the newest rounds keep their folders in checkpoints/; None keeps all.
         report_to: names of trackers, empty for none.
         trainer: the trainer's keys under its own names, before rendering.
         origin: key without its section -> `update.yaml:12` or `command line`; keys that are not given have none.
@@ -52,6 +53,7 @@ class UpdateConfig:
     model: str | None
     num_gpus: int | None
     last_n_iterations: int
+    keep_rounds: int | None
     seed: int
     run_name: str
     project_name: str
@@ -152,7 +154,6 @@ def render_train_config(
     steps = _steps(rows, update, gpus)
     _epoch_fractions(draft, steps.per_epoch)
     _tracking(draft, update)
-    _own_filter(draft, update)
     if resume is None:
         _check_warmup(draft, steps.total)
     else:
@@ -180,15 +181,15 @@ def extend_steps(checkpoint_step: int, rows: int, update: UpdateConfig, gpus: in
     }
 
 
-def wandb_env(update: UpdateConfig, run_id: str | None = None) -> str:
-    """Return a file for `source` that tells W&B about the run; it names the key's variable, never the key.
+def wandb_values(update: UpdateConfig, run_id: str | None = None) -> dict[str, str]:
+    """Return the variables that tell W&B about the run, empty when the update does not report to it.
 
     Args:
         update: its names of run, project and entity.
-        run_id: the run to continue, None to start one.
+        run_id: the run to continue, or to begin under this id; None leaves it to W&B.
     """
     if not {"wandb", "all"} & {*update.report_to}:
-        return "# Written by trainkit. This update does not report to W&B.\n"
+        return {}
     values = {
         "WANDB_PROJECT": update.project_name,
         "WANDB_ENTITY": update.entity_name,
@@ -197,7 +198,15 @@ def wandb_env(update: UpdateConfig, run_id: str | None = None) -> str:
         "WANDB_RESUME": "allow",
         "WANDB_RUN_ID": run_id,
     }
-    lines = [f"export {name}={shlex.quote(value)}" for name, value in values.items() if value is not None]
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def wandb_env(update: UpdateConfig, run_id: str | None = None) -> str:
+    """Return a file for `source` that tells W&B about the run; it names the key's variable, never the key."""
+    values = wandb_values(update, run_id)
+    if not values:
+        return "# Written by trainkit. This update does not report to W&B.\n"
+    lines = [f"export {name}={shlex.quote(value)}" for name, value in values.items()]
     variable = update.wandb_key_env_var
     if variable != "WANDB_API_KEY":
         lines.append(f'if [ -n "${{{variable}:-}}" ]; then export WANDB_API_KEY="${variable}"; fi')
@@ -283,13 +292,6 @@ def _check_warmup(draft: Draft, total: int) -> None:
     warmup = draft.values.get("warmup_steps", 0)
     if warmup >= total:
         draft.say("warmup_steps", f"{warmup} steps of warm-up, {total} in all: learning_rate is not reached", "warning")
-
-
-def _own_filter(draft: Draft, update: UpdateConfig) -> None:
-    place = f"{update.origin.get('min_token_length', UPDATE)} {ALGORITHM}.min_token_length"
-    words = f"not the trainer's: trainkit leaves out answers below {update.min_token_length} tokens"
-    if update.min_token_length:
-        draft.notes.append(Problem(place, words, level="note"))
 
 
 def _set(draft: Draft, key: str, value: Any, origin: str) -> None:

@@ -80,7 +80,7 @@ class _Reading:
     def merge(self, overrides: Sequence[str]) -> dict[str, Any]:
         """Return the file's values with the words laid over them, `${...}` resolved after that."""
         if not self.file.exists():
-            raise ConfigError(f"{self.file}: no such file", "templates/update.yaml is a complete one to start from")
+            raise ConfigError(f"{self.file}: no such file", "trainkit init --update writes one to start from")
         self.notes += load_yaml(self.file).notes  # its checks hold for what is read below
         loader = Loader(self.file.read_text(encoding="utf-8-sig"))
         root = loader.get_single_node()

@@ -59,6 +59,7 @@ OWN_KEYS = {
         ("model_path", "str", None),
         ("num_gpus", "int", None),
         ("last_n_iterations", "int", 4),
+        ("keep_rounds", "int", None),
         ("seed", "int", 42),
     ),
     **_keys(
@@ -136,6 +137,7 @@ SET_BY_UPDATE = {
 # Key -> what its numbers must be; ranges of the trainer's own keys are those of every configuration.
 RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
     "eval_steps": (lambda number: number > 0, "above 0"),
+    "keep_rounds": (lambda number: number > 0, "above 0; the newest round is what the next one goes on from"),
     "last_n_iterations": (lambda number: number > 0, "above 0"),
     "max_samples_per_task": (lambda number: number > 0, "above 0"),
     "min_token_length": (lambda number: number >= 0, "0 or more"),

@@ -54,11 +54,17 @@ def find_newest_complete(output_dir: Path) -> Checkpoint | None:
 
 def load_checkpoint(folder: Path) -> Checkpoint:
     """Read one checkpoint folder; `missing` lists all that keeps a trainer from resuming there."""
-    number = re.search(r"(\d+)$", folder.name)
+    number = re.fullmatch(r"checkpoint-(\d+)", folder.name)
     state = _find_state(folder)
     step = int(number[1]) if number else int(state.get("global_step", 0))
     missing = [*_state_problems(state, step), *find_weight_problems(folder), *_optimizer_problems(folder)]
     return Checkpoint(folder, step, int(state.get("max_steps") or 0), tuple(missing))
+
+
+def find_step(output_dir: Path) -> int | None:
+    """Return the step at which a training in `output_dir` ended; None when it has not."""
+    step = _find_state(output_dir).get("global_step")
+    return step if isinstance(step, int) else None
 
 
 def plan_resume(

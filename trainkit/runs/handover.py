@@ -21,6 +21,7 @@ import shutil
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatch
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trainkit.errors import ConfigError, TrainkitError
@@ -30,7 +31,6 @@ from trainkit.runs.weights import find_weight_problems
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
     Verify = Callable[[Path], list[str]]
 
@@ -133,6 +133,12 @@ def recover(place: Path, verify: Verify = no_more_problems) -> Handover | None:
         for names in _find_started(place):
             _go_on(names, verify, put_in_place=True)
     return Handover(place, _find(_Names(place, "").previous)) if is_there(place) else None
+
+
+def find_source(place: Path) -> Path | None:
+    """Return the folder whose model was handed over to `place`; None when no hand-over put one there."""
+    source = _load_marker(place).get("source")
+    return Path(source) if isinstance(source, str) else None
 
 
 def _find_started(place: Path) -> list[_Names]:

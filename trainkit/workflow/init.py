@@ -19,20 +19,21 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-CONFIG = "training_config.yaml"
+CONFIG, UPDATE = "training_config.yaml", "update.yaml"
 FOLDERS = ("data", "saves", "logs")
 EVALUATIONS = "finetune.jsonl"
 MODEL = "model"
 
 
 def init(
-    folder: Path, *, demo: bool, on_stage: Callable[[str], None] = lambda _: None
+    folder: Path, *, demo: bool, update: bool = False, on_stage: Callable[[str], None] = lambda _: None
 ) -> tuple[list[Path], list[Path]]:
     """Make a folder for a training; what is there already stays as it is.
 
     Args:
         folder: made when it is not there.
         demo: also write the sample evaluations, a small configuration and a tiny model.
+        update: write the configuration of an online update instead, and no folders.
         on_stage: told what is being done.
 
     Returns:
@@ -45,6 +46,8 @@ def init(
     files = {CONFIG: templates / "demo" / CONFIG if demo else templates / CONFIG}
     if demo:
         files[EVALUATIONS] = templates / "demo" / "evaluations.jsonl"
+    if update:
+        files = {UPDATE: templates / UPDATE}
     made: list[Path] = []
     kept: list[Path] = []
     with writing(folder):
@@ -53,7 +56,7 @@ def init(
             (kept if path.exists() else made).append(path)
             if not path.exists():
                 write_bytes_atomic(path, source.read_bytes())
-        for name in FOLDERS:
+        for name in () if update else FOLDERS:
             path = folder / name
             (kept if path.is_dir() else made).append(path)
             path.mkdir(parents=True, exist_ok=True)

@@ -1,0 +1,328 @@
+"""`trainkit update`: from the rollouts of the last iterations to the next model, one round at a time.
+
+    rollouts --survey--> steps --sample, split--> llamafactory_data/
+    llamafactory_data/ --train--> checkpoints/model_TIME/ --hand over--> model.pt/
+
+Each step leaves a state from which the next call goes on: the names of folders and the round's record say how far it
+came (see `trainkit/runs/rounds.py` and `trainkit/runs/handover.py`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from trainkit import environment
+from trainkit.dataset.short import make_is_short
+from trainkit.datatypes import Problem
+from trainkit.errors import EnvironmentProblem, TrainkitError, UsageProblem
+from trainkit.files import locked
+from trainkit.plan.arguments import load_arguments
+from trainkit.plan.hardware import find_hardware
+from trainkit.plan.update import count_gpus, load_update, wandb_values
+from trainkit.runs.checkpoints import find_step
+from trainkit.runs.exchange import remove
+from trainkit.runs.handover import hand_over, recover
+from trainkit.runs.rounds import CHECKPOINTS, COPY, find_model, load_rounds, output_of, remove_old, write_round
+from trainkit.sources.trajectories import find_iterations
+from trainkit.workflow.prepare import Settings, cache_folder, trainer_python, writing
+from trainkit.workflow.rollouts import survey
+from trainkit.workflow.round import (
+    PreparedRound,
+    Trainer,
+    digest_of,
+    draft_round,
+    going_on_from,
+    inputs_of,
+    learning_rate_note,
+    model_of,
+    place_of,
+    plan_round,
+    resuming,
+    write_round_files,
+)
+from trainkit.workflow.round_data import draw_sample
+from trainkit.workflow.start import TrainOptions
+from trainkit.workflow.train import train
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from trainkit.datatypes import Step
+    from trainkit.plan.update import UpdateConfig
+    from trainkit.runs.handover import Handover
+    from trainkit.runs.rounds import Round, Start
+    from trainkit.runs.store import Run
+    from trainkit.sources.trajectories import IterationFile
+    from trainkit.workflow.start import Monitor, TrainPlan
+    from trainkit.workflow.train import TrainResult
+
+DEFAULT_CONFIG = Path("update.yaml")
+
+
+@dataclass(frozen=True, slots=True)
+class UpdateOptions:
+    """How a round is run.
+
+    Attributes:
+        train: train it and hand its model over; without it the data and the configuration are written.
+        resume: "auto", "never" or a checkpoint's folder; None is auto.
+        skip_bad: go on without iterations that cannot be read.
+        again: make a new round of the rollouts and the configuration of the last one.
+        dry_run: write nothing.
+        monitor: the tracker in place of the configured ones.
+        strict: a warning keeps the training from starting.
+    """
+
+    train: bool = False
+    resume: str | None = None
+    skip_bad: bool = False
+    again: bool = False
+    dry_run: bool = False
+    monitor: Monitor | None = None
+    strict: bool = False
+
+
+def ignore(*_: object) -> None:
+    """Show nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What is called while a round runs: by a person's eyes, nothing depends on it.
+
+    Attributes:
+        stage: a few words on what is being done.
+        prepared: the round, when it is ready to be trained.
+        started, step, looked: as for `trainkit.workflow.train.train`.
+    """
+
+    stage: Callable[[str], None] = ignore
+    prepared: Callable[[PreparedRound], None] = ignore
+    started: Callable[[TrainPlan, Run], None] = ignore
+    step: Callable[[Step, int], None] = ignore
+    looked: Callable[[int, int | None], None] = ignore
+
+
+@dataclass(frozen=True, slots=True)
+class UpdateResult:
+    """What came of a call.
+
+    `outcome` is "prepared" (its data and configuration are written, or with a dry run only shown), "handed over" or
+    "nothing to do"; `prepared` is None where no data had to be made, `trained` where no training had to run. `removed`
+    are folders of old rounds, as `keep_rounds` says.
+    """
+
+    outcome: Literal["prepared", "handed over", "nothing to do"]
+    record: Round
+    place: Path
+    prepared: PreparedRound | None = None
+    trained: TrainResult | None = None
+    handover: Handover | None = None
+    removed: tuple[Path, ...] = ()
+
+
+def update(
+    file: Path | None, overrides: Sequence[str], options: UpdateOptions, base: Path, told: Told | None = None
+) -> UpdateResult:
+    """Run one round of an online update, or what is left of one that was interrupted.
+
+    Args:
+        file: the update's YAML; None is update.yaml.
+        overrides: `key=value` words that win over it.
+        options: how far the round goes.
+        base: the folder that relative paths start from.
+        told: what is called on the way.
+
+    Raises:
+        ProblemsFound: keys or values of the configuration are wrong, or the training has errors.
+        InputError: rollouts that cannot be read, or none that can be trained on.
+        TrainerFailed, Interrupted: as for a training; the next call goes on.
+        TrainkitError: the training made no step, or its model is of no use: it is not handed over.
+    """
+    told = told or Told()
+    trainer, notes = find_trainer_here(must=options.train)
+    config = load_update(base / (file or DEFAULT_CONFIG), overrides, base=base, schema=trainer.schema)
+    check_gpus(config, trainer, options)
+    config = dataclasses.replace(config, notes=(*notes, *config.notes))
+    if options.dry_run:
+        return run_round(config, options, trainer, base, told)
+    with writing(config.save_path):
+        if not config.save_path.is_dir():
+            find_iterations(config.save_path, config.last_n_iterations)  # says what is wrong
+        with locked(config.save_path):
+            return run_round(config, options, trainer, base, told)
+
+
+def find_trainer_here(*, must: bool) -> tuple[Trainer, tuple[Problem, ...]]:
+    """Return the trainer and the machine of this environment.
+
+    Raises:
+        EnvironmentProblem: LLaMA-Factory is not installed, and it must be.
+    """
+    env = environment.snapshot()
+    hardware = find_hardware(env)
+    try:
+        return Trainer(load_arguments(trainer_python(), cache_folder(), env), hardware, env), ()
+    except EnvironmentProblem as error:
+        if must:
+            raise
+        note = Problem("llamafactory", f"its keys are not checked: {error.message}", error.hint, "note")
+        return Trainer(None, hardware, env), (note,)
+
+
+def check_gpus(config: UpdateConfig, trainer: Trainer, options: UpdateOptions) -> None:
+    """Check that a training here does not want more GPUs than there are.
+
+    Raises:
+        UsageProblem: it does.
+    """
+    here = len(trainer.hardware.gpus)
+    if options.train and count_gpus(config, trainer.hardware) > here:
+        raise UsageProblem(f"num_gpus={config.num_gpus}: there are {here} GPUs here", "num_gpus=null takes all of them")
+
+
+def run_round(config: UpdateConfig, options: UpdateOptions, trainer: Trainer, base: Path, told: Told) -> UpdateResult:
+    """Run a round, or what is left of it; the lock of save_path is held, but for a dry run."""
+    place = place_of(config)
+    if not options.dry_run:
+        recover(place)
+    files = tuple(find_iterations(config.save_path, config.last_n_iterations))
+    rounds = load_rounds(config.save_path)
+    if options.train and (done := finish_last(config, files, rounds, options, told)):
+        return done
+    prepared = prepare_round(config, files, rounds, options, trainer, base, told)
+    told.prepared(prepared)
+    if not options.train or options.dry_run:
+        return UpdateResult("prepared", prepared.record, place, prepared)
+    trained = train_round(prepared, options, trainer, told)
+    record = dataclasses.replace(prepared.record, state="trained")
+    write_round(config.save_path, record)
+    return dataclasses.replace(hand_over_round(config, record, told), prepared=prepared, trained=trained)
+
+
+def finish_last(
+    config: UpdateConfig, files: tuple[IterationFile, ...], rounds: list[Round], options: UpdateOptions, told: Told
+) -> UpdateResult | None:
+    """Return the result when the last round of these rollouts needs no training any more; None when it does.
+
+    A model that was trained and not handed over, as the call was killed in between, is handed over.
+    """
+    last = rounds[-1] if rounds else None
+    if last is None or not last.is_made_of(inputs_of(files), digest_of(config)):
+        return None
+    if last.state != "handed over" and find_model(config.save_path, last):
+        return hand_over_round(config, last, told)
+    if last.state == "handed over" and not options.again:
+        return UpdateResult("nothing to do", last, place_of(config))
+    return None
+
+
+def prepare_round(
+    config: UpdateConfig,
+    files: tuple[IterationFile, ...],
+    rounds: list[Round],
+    options: UpdateOptions,
+    trainer: Trainer,
+    base: Path,
+    told: Told,
+) -> PreparedRound:
+    """Make a round ready; nothing is written by a dry run."""
+
+    def on_file(file: IterationFile) -> None:
+        told.stage(f"reading iteration {file.number}")
+
+    record, start = draft_round(config, files, rounds, options.resume, base)
+    least = config.min_token_length
+    is_short = make_is_short(model_of(config), least) if least > 0 else None
+    found = survey(files, skip_bad=options.skip_bad, is_short=is_short, on_file=on_file)
+    drawn = draw_sample(config, found)
+    record, train_config = plan_round(record, start, config, drawn, trainer)
+    record = dataclasses.replace(record, sampling=drawn.plan.to_json())
+    notes = (*config.notes, *found.problems, *start.notes, *train_config.notes)
+    if options.dry_run:
+        return PreparedRound(record, config, found, drawn, train_config, start_path(start), notes)
+    told.stage("writing the data")
+    resume = going_on_from(record, start, config, anew=options.resume not in (None, "auto"))
+    notes = (*notes, *learning_rate_note(resume, config))
+    prepared = PreparedRound(record, config, found, drawn, resuming(train_config, resume), resume, notes)
+    write_round_files(prepared, found.files, on_file)
+    return prepared
+
+
+def start_path(start: Start) -> Path | None:
+    """Return the checkpoint that a round starts from."""
+    return start.checkpoint.path if start.checkpoint else None
+
+
+def train_round(prepared: PreparedRound, options: UpdateOptions, trainer: Trainer, told: Told) -> TrainResult:
+    """Train a round and check that something came of it.
+
+    Raises:
+        TrainkitError: it made no step, or its loss is no number: the model would be of no use.
+    """
+    settings = Settings(
+        prepared.config_file,
+        base=prepared.update.save_path,
+        name=prepared.record.name,
+        complete=True,
+        environment=training_environment(prepared, trainer),
+    )
+    resume = str(prepared.resume) if prepared.resume else "never"
+    told.stage("checking the training")
+    how = TrainOptions(resume, options.monitor, strict=options.strict)
+    result = train(settings, how, told.started, told.step, told.looked)
+    if failed := [note for note in result.notes if note.where == "train_loss"]:
+        raise TrainkitError(
+            f"{result.output_dir}: is not handed over: {failed[0].message}", failed[0].hint or "look into its log"
+        )
+    check_advanced(prepared, result)
+    return result
+
+
+def check_advanced(prepared: PreparedRound, result: TrainResult) -> None:
+    """Check that a training is further than the step it started from.
+
+    Raises:
+        TrainkitError: it is not.
+    """
+    step, start = find_step(result.output_dir), prepared.record.start_step
+    if step is None or step <= start:
+        raise TrainkitError(
+            f"{result.output_dir}: is not handed over: it ended at step {step}, and it started from {start}",
+            f"the trainer's log is {result.run.log_file}",
+        )
+
+
+def training_environment(prepared: PreparedRound, trainer: Trainer) -> dict[str, str]:
+    """Return what the training finds in its environment: W&B's run, its key, the GPUs that are to be used."""
+    config = prepared.update
+    values = wandb_values(config, prepared.record.wandb_run_id)
+    key = trainer.environ.get(config.wandb_key_env_var)
+    if values and key:
+        values["WANDB_API_KEY"] = key
+    if config.num_gpus is not None and config.num_gpus < len(trainer.hardware.gpus):
+        shown = trainer.environ.get("CUDA_VISIBLE_DEVICES")
+        devices = shown.split(",") if shown else list(map(str, range(len(trainer.hardware.gpus))))
+        values["CUDA_VISIBLE_DEVICES"] = ",".join(devices[: config.num_gpus])
+    return values
+
+
+def hand_over_round(config: UpdateConfig, record: Round, told: Told) -> UpdateResult:
+    """Put the model of a trained round in its place and write down that it is there.
+
+    Raises:
+        TrainkitError: the model is not complete; the old one is still in place.
+    """
+    told.stage("handing the model over")
+    folder = output_of(config.save_path, record.name)
+    handover = hand_over(find_model(config.save_path, record) or folder, place_of(config))
+    record = dataclasses.replace(record, state="handed over")
+    write_round(config.save_path, record)
+    remove(config.save_path / CHECKPOINTS / COPY)
+    removed = (
+        remove_old(config.save_path, load_rounds(config.save_path), config.keep_rounds) if config.keep_rounds else []
+    )
+    return UpdateResult("handed over", record, place_of(config), handover=handover, removed=tuple(removed))

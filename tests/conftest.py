@@ -195,11 +195,11 @@ def place(
         "validate",
         "doctor",
         "examine",
-        "round",
+        "round_resume",
         "update",
     ):
         monkeypatch.setattr(f"trainkit.workflow.{module}.trainer_python", lambda: fake_python)
-    for module in ("export", "chat", "init", "form", "validate", "doctor", "round"):
+    for module in ("export", "chat", "init", "form", "validate", "doctor", "round_resume"):
         monkeypatch.setattr(f"trainkit.workflow.{module}.INSIDE", FAKES / "inside")
     for module in ("prepare", "suggest", "update"):
         monkeypatch.setattr(f"trainkit.workflow.{module}.load_arguments", lambda *_: trainer_schema)

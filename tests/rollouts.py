@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
-    from pathlib import Path
+
+    import pytest
+
+FAKES = Path(__file__).parent / "fakes"
 
 SYSTEM = "You are a web agent. Think, then act."
 WORDS = "the page shows a list of shops and a button that opens the basket of the user"
@@ -50,6 +55,17 @@ def write_iteration(save_path: Path, number: int, rollouts: Iterable[list[Any]])
     return temporary.replace(target)
 
 
+# as `python -m trainkit`, with what stands in for the programs of the trainer's environment
+PROGRAM = """\
+import sys
+from pathlib import Path
+from trainkit.cli import main
+from trainkit.workflow import form, round
+
+form.INSIDE = round.INSIDE = Path(sys.argv.pop(1))
+sys.exit(main())
+"""
+
 UPDATE = """\
 save_path: exp
 model_path: ./model
@@ -60,6 +76,20 @@ algorithm_config:
   per_device_train_batch_size: 4
   gradient_accumulation_steps: 1
 """
+
+
+def quick(patch: pytest.MonkeyPatch) -> None:
+    """Leave out what each training asks other programs and packages, which these tests are not about."""
+    form = json.loads((FAKES.parent / "data" / "chat_form.json").read_text())
+    patch.setattr("trainkit.workflow.form.run_child_json", lambda *_: form)
+    patch.setattr("trainkit.workflow.record.find_versions", lambda _: {})
+
+
+def start_program(folder: Path, python: Path, *words: str) -> subprocess.Popen[str]:
+    """Start a command line as a program of its own."""
+    argv = [str(python), "-c", PROGRAM, str(FAKES / "inside"), *words]
+    pipe = subprocess.PIPE
+    return subprocess.Popen(argv, cwd=folder, stdin=subprocess.DEVNULL, stdout=pipe, stderr=pipe, text=True)
 
 
 def add_iteration(save_path: Path, number: int, num_rollouts: int = 4) -> Path:

@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -89,3 +90,38 @@ def test_two_rounds_of_rollouts(tmp_path: Path) -> None:
     offline = [path.name.split("-", 3)[3] for path in exp.glob("logs/2*/wandb/offline-run-*")]
     assert offline == [f"exp-{first['round']}"] * 2
     assert trainkit(tmp_path, "update", "--train", "algorithm_config.learning_rate=5e-5")["outcome"] == "nothing to do"
+
+
+def test_a_round_with_screenshots(tmp_path: Path) -> None:
+    request = json.dumps({"output": str(tmp_path / "model")})
+    program = [sys.executable, str(Path(__file__).parent / "tiny_vision_model.py")]
+    subprocess.run(program, input=request, env=ENVIRONMENT, check=True, text=True, capture_output=True)
+    words = UPDATE.replace("cutoff_len: 512", "cutoff_len: 2048").replace("report_to: wandb", "report_to: none")
+    (tmp_path / "update.yaml").write_text(f"{words}  max_samples_per_task: 1\n")
+    shots = [write_screenshot(tmp_path / "shots" / f"{number}.png", 40 + number) for number in range(3)]
+    exp = tmp_path / "exp"
+    seen = [rollout(f"shop_{number}", images=shots) for number in range(5)]
+    write_iteration(exp, 0, [*seen, *(rollout(f"mall_{number}") for number in range(3))])
+    done = trainkit(tmp_path, "update", "--train")
+    assert (done["outcome"], done["sampling"]["taken"]) == ("handed over", 8)
+    assert 0 < done["metrics"]["train_loss"] < 10
+    rows = (exp / "llamafactory_data" / "finetune_train.jsonl").read_text().splitlines()
+    images = [len(json.loads(row)["images"]) for row in rows]
+    assert images == sorted(images, key=bool, reverse=True)
+    assert max(images) > 0 == min(images)
+    for name in ("processor_config.json", "model.safetensors", "tokenizer.json"):
+        assert (exp / "model.pt" / name).is_file(), name
+
+
+def write_screenshot(path: Path, shade: int) -> Path:
+    """Write a small grey PNG."""
+    path.parent.mkdir(exist_ok=True)
+    width, height = 84, 56
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return len(data).to_bytes(4, "big") + kind + data + zlib.crc32(kind + data).to_bytes(4, "big")
+
+    head = width.to_bytes(4, "big") + height.to_bytes(4, "big") + bytes([8, 0, 0, 0, 0])
+    lines = zlib.compress((b"\0" + bytes([shade]) * width) * height)
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", lines) + chunk(b"IEND", b""))
+    return path

@@ -35,6 +35,12 @@ def temporary_beside(path: Path) -> Path:
     return path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
 
 
+def remove_temporaries(folder: Path) -> None:
+    """Remove what a killed process left on its way to a file of `folder`, whose lock the caller holds."""
+    for path in folder.glob(".*.????????.tmp"):
+        path.unlink(missing_ok=True)
+
+
 def write_bytes_atomic(path: Path, content: bytes) -> None:
     """Write `content` beside `path`, flush it to the disk and rename it into place."""
     path.parent.mkdir(parents=True, exist_ok=True)

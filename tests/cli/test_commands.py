@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from rollouts import rollout, write_iteration
 import typer
+from rollouts import rollout, write_iteration
 
 from trainkit.cli import reference
 from trainkit.cli.app import app

@@ -154,9 +154,8 @@ def test_for_machines(run: Run) -> None:
         "problems": [
             {
                 "level": "warning",
-                "where": "",
-                "message": f"this iteration is left out: {FILE.format(12)}:1: is not a trajectory: "
-                "Input data was truncated",
+                "where": "--skip-bad-iterations",
+                "message": f"left out: {FILE.format(12)}:1: is not a trajectory: Input data was truncated",
                 "hint": 'a line is {"steps": [step, ...]}',
             }
         ],
@@ -174,7 +173,7 @@ def test_a_bad_iteration(run: Run) -> None:
     code, out, err = run("runs", *KIND, "--skip-bad-iterations", "--split-eval")
     assert (code, len(out.splitlines())) == (0, 2)
     assert err == (
-        f"this iteration is left out: {message}\n    {hint}\n"
+        f"warning: --skip-bad-iterations: left out: {message}\n    {hint}\n"
         "note: no eval split: every trajectory is on the same side, as there are too few of them; "
         "all rows are for training\n"
         "2 changes in the rows: 2 marks in text\n"
@@ -215,7 +214,7 @@ def test_to_jsonl_for_machines(run: Run) -> None:
     words = ("--to", "jsonl", "-o", "open", "--last-n-iterations", "3", "--skip-bad-iterations")
     code, out, err = run("runs", *KIND, *words)
     assert (code, out.splitlines()[1:]) == (0, ["       11             2         0        2", "       12             1         1        0"])  # fmt: skip  # noqa: E501
-    assert err.splitlines()[0].startswith(f"this iteration is left out: {FILE.format(13)}:1: ")
+    assert err.splitlines()[0].startswith(f"warning: --skip-bad-iterations: left out: {FILE.format(13)}:1: ")
     assert err.splitlines()[2:] == [
         "note: iteration 12 has no usable trajectory, so no file was written for it",
         "1 trajectories left out: 1 empty",

@@ -104,6 +104,22 @@ def test_findings_name_rows_places_and_the_next_step() -> None:
     ]  # fmt: skip
 
 
+def test_rows_that_lose_tokens_of_images_name_the_cutoff_len_that_would_do() -> None:
+    made = tally(200)
+    for line, needed in ((3, 5120), (9, 6001), (12, 5120)):
+        made.note("images cut", Place("a.jsonl", line, f"{needed} tokens"))
+        made.needed[needed] += 1
+    made.note("not counted: videos", Place("a.jsonl", 40))
+    assert said(made) == [
+        ("error", "the trainer stops in mid-run at 3 of 200 rows (1.5 %): cutoff_len cuts away tokens of their images",
+         "raise cutoff_len to 6001 or more, or take turns out of them; "
+         "a.jsonl:3 (5120 tokens), :9 (6001 tokens), :12 (5120 tokens)"),
+        ("note", "1 of 200 rows (0.5 %) with videos, whose tokens are not counted: they are longer than is said here",
+         "choose cutoff_len with room for them; a.jsonl:40"),
+    ]  # fmt: skip
+    assert figures_of(made)["images_cut"] == 3
+
+
 @pytest.mark.parametrize(
     ("made", "message"),
     [

@@ -9,6 +9,7 @@ import pytest
 
 from trainkit.dataset import look
 from trainkit.dataset.entry import entry_of
+from trainkit.dataset.imagetokens import ImageForm
 from trainkit.dataset.look import Lens, count_packs, evaluation_type, look_at_rows, stored_bytes
 from trainkit.dataset.reader import plan_rows
 from trainkit.dataset.rows import MediaRules
@@ -218,6 +219,72 @@ def test_packing_is_counted_in_sequences(tmp_path: Path, make_form: Callable[...
     assert looked(tmp_path, rows, make_form(), flags=flags, packing=True).packs == 3
     assert looked(tmp_path, rows, make_form(), flags=flags).packs == 0
     assert count_packs([10] * 1001, 20) == 501  # the last row is in a batch of its own, and there are 500 pairs
+
+
+PAD = "<|endoftext|>"  # a token by itself, which stands for images here
+
+
+def vision_form(make_form: Callable[..., ChatForm], *, counted: bool = True) -> ChatForm:
+    (number,) = load_tokenizer(make_form()).encode(PAD)
+    rule = ImageForm("<s>", PAD, "<e>", number, 28, 28 * 28, 100 * 28 * 28, 1, 10**9, ())
+    return make_form(plugin="Qwen2VLPlugin", media_tokens=(PAD, "<|video_pad|>"), images=rule if counted else None)
+
+
+@pytest.fixture
+def shots(tmp_path: Path) -> Path:
+    """A folder with an image of 4 tokens and one of 100."""
+    library = pytest.importorskip("PIL.Image")
+    for name, size in (("a.png", (56, 56)), ("b.png", (280, 280))):
+        library.new("RGB", size).save(tmp_path / name)
+    (tmp_path / "v.mp4").write_bytes(b"video")
+    return tmp_path
+
+
+@pytest.mark.parametrize("packing", [False, True])
+def test_rows_that_lose_tokens_of_images_are_found_and_what_they_would_need(
+    shots: Path, make_form: Callable[..., ChatForm], packing: bool
+) -> None:
+    form = vision_form(make_form)
+    rows = [
+        chat("<image>", "short", images=["a.png"]),
+        chat("<image>", "one", "<image>", "two", images=["b.png", "b.png"]),
+        chat("<image> " + "word " * 200, "only text of it is cut", images=["a.png"]),
+        chat("word " * 200, "no image"),
+        chat("<image>" * 3, "more", images=["b.png"] * 3),
+        chat(f"the text says {PAD}", "in text"),
+    ]
+    raw = {**SHAREGPT, "columns": {"messages": "conversations", "images": "images"}}
+    tally = looked(shots, rows, form, flags=Flags(cutoff_len=160), packing=packing, raw=raw)
+    longest = max(tally.needed)
+    assert {what: [line for line, _ in found] for what, found in places(tally).items()} == {
+        "cut": [2, 3, 4],
+        "images cut": [2, 5],
+        "fatal: image mark in text": [6],
+    }
+    assert places(tally)["images cut"][1] == (5, f"{longest - packing:,} tokens, 300 of them for images")
+    assert places(tally)["fatal: image mark in text"] == [(6, f"1 times {PAD}, and 0 of the images")]
+    assert (len(tally.needed), tally.needed.total()) == (2, 2)
+    enough = looked(shots, rows, form, flags=Flags(cutoff_len=longest - packing), packing=packing, raw=raw)
+    assert "images cut" not in enough.found
+
+
+def test_media_that_cannot_be_counted_are_noted(shots: Path, make_form: Callable[..., ChatForm]) -> None:
+    raw = {**SHAREGPT, "columns": {"messages": "conversations", "images": "images", "videos": "videos"}}
+    rows = [
+        chat("How?", "Like this."),
+        chat("<image>", "seen", images=["a.png"]),
+        chat("<video>", "seen", videos=["v.mp4"]),
+        chat("<image><video>", "seen", images=["a.png"], videos=["v.mp4"]),
+    ]
+
+    def noted(form: ChatForm) -> dict[str, list[int]]:
+        tally = looked(shots, rows, form, raw=raw)
+        return {what: [line for line, _ in found] for what, found in places(tally).items()}
+
+    assert noted(vision_form(make_form, counted=False)) == {
+        "not counted: images": [2], "not counted: videos": [3], "not counted: images and videos": [4],
+    }  # fmt: skip
+    assert noted(vision_form(make_form)) == {"not counted: videos": [3, 4]}
 
 
 @pytest.mark.parametrize(

@@ -119,7 +119,7 @@ def plan(**changes: Any) -> SamplingPlan:
 
 
 def test_where_the_sample_is_not_what_was_asked_for() -> None:
-    assert plan().shortfalls() == ["iteration 8 is 700 short of its part, which the others give if they can"]
+    assert plan().shortfalls() == ["iteration 8 is 700 short of its part, which the others give"]
     capped = plan(taken={7: 800, 8: 90}, cap_per_task=4, shortages={})
     assert capped.shortfalls() == ["110 left out by the cap of 4 steps per task"]
     assert plan(wanted=9000, shortages={}).shortfalls() == [

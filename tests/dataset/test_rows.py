@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -544,17 +545,60 @@ def test_columns_that_no_row_has(tmp_path: Path) -> None:
     assert columns_of(tmp_path, {}, "5\n") == columns_of(tmp_path, {}, "") == []
 
 
-def test_a_column_that_comes_too_late(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("trainkit.dataset.reader.BLOCK_BYTES", 20)
-    monkeypatch.setattr("trainkit.dataset.columns.FIRST_BYTES", 60)
-    late = '{"instruction": "a", "output": "b"}\n' * 2
-    entry: dict[str, Any] = {"file_name": "parts"}
-    (tmp_path / "parts").mkdir()
-    (tmp_path / "parts" / "a.jsonl").write_text(late + '{"input": ""}\n')
-    found = check_columns(plan_rows(tmp_path, entry_of("x", entry)), entry_of("x", entry))
-    assert [problem.message for problem in found] == ["no row has the column input: the trainer stops with KeyError"]
-    monkeypatch.setattr("trainkit.dataset.columns.FIRST_BYTES", 80)
-    assert check_columns(plan_rows(tmp_path, entry_of("x", entry)), entry_of("x", entry)) == []
+EMPTY, LATE = "is empty", "is not"
+
+
+@pytest.mark.parametrize(
+    ("column", "first", "later", "found"),
+    [
+        ("images", [], ["a.png"], (EMPTY, "DatasetGenerationError", "rows with images first")),
+        ("images", None, "a.png", (EMPTY, "DatasetGenerationError", "rows with images first")),
+        ("images", [None], ["a.png"], (EMPTY, "DatasetGenerationError", "rows with images first")),
+        ("images", ..., None, (LATE, "DatasetGenerationCastError", "rows with images first")),
+        ("input", ..., "", (LATE, "DatasetGenerationCastError", "put a row that has it first")),
+        ("images", [], [], None),
+        ("images", [], None, None),
+        ("images", ["a.png"], [], None),
+        ("input", "", None, None),
+    ],
+)
+def test_what_comes_behind_the_first_bytes_cannot_help(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, column: str, first: Any, later: Any, found: Any
+) -> None:
+    whole: dict[str, Any] = {"instruction": "a", "output": "b", "input": "", "images": ["a.png"]}
+    rows = [{key: value for key, value in (whole | {column: first}).items() if value is not ...}] * 2
+    lines = "".join(json.dumps(row) + "\n" for row in rows) + " \n"
+    # the row that starts at the last of the first bytes is one of them
+    late = json.dumps(whole | {column: later}) + "\n"
+    columns = {"prompt": "instruction", "query": "input", "response": "output", "images": "images"}
+    entry = {"columns": columns, "split": "train[2:]"}
+    monkeypatch.setattr("trainkit.dataset.columns.FIRST_BYTES", len(lines))
+    assert columns_of(tmp_path, entry, lines + late) == []
+    monkeypatch.setattr("trainkit.dataset.columns.FIRST_BYTES", len(lines) - 1)
+    problems = columns_of(tmp_path, entry, lines + "{\n" + late + late)
+    if found is None:
+        assert problems == []
+        return
+    what, error, hint = found
+    said = (
+        f"{column} {what} in the first 10 MB of a.jsonl, which decide on its type: the trainer stops here with {error}"
+    )
+    assert [(problem.where, problem.message) for problem in problems] == [(f"{tmp_path}/a.jsonl:5", said)]
+    assert hint in problems[0].hint
+    assert problems[0].level == "error"
+
+
+def test_of_several_files_the_first_decides(tmp_path: Path) -> None:
+    (tmp_path / "two").mkdir()
+    for number, images in enumerate(([], ["a.png"])):
+        row = {"conversations": [], "images": images, "videos": ["a.mp4"]}
+        (tmp_path / "two" / f"{number}.jsonl").write_text(json.dumps(row))
+    plan = plan_rows(tmp_path, replace(WITH_IMAGES, path="two"))
+    ordered = replace(plan, files=tuple(sorted(plan.files)))
+    (problem,) = check_columns(ordered, WITH_IMAGES)
+    assert (problem.where, problem.level) == (f"{tmp_path}/two/1.jsonl:1", "error")
+    (tmp_path / "two" / "0.jsonl").write_text(json.dumps([{"conversations": [], "images": [], "videos": []}]))
+    assert check_columns(ordered, WITH_IMAGES) == [], "an array is typed as a whole"
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from trainkit.dataset.imagetokens import ImageForm
 from trainkit.dataset.simulate import Flags, Measure, encode, measure, pack
 from trainkit.dataset.tokenizer import load_tokenizer
 from trainkit.datatypes import Conversation, Turn
@@ -242,3 +243,18 @@ def trainers_knapsack(path: Path) -> Any:
     names: dict[str, Any] = {"bisect": bisect}
     exec(compile(tree, path, "exec"), names)
     return names["greedy_knapsack"]
+
+
+def test_tokens_of_images_are_counted_in_what_is_kept(make_form: MakeForm) -> None:
+    form = make_form(slots=LETTERS, images=ImageForm("", "I", "", ord("I"), 28, 1, 1, 1, 1, ()))
+
+    @settings(deadline=None)
+    @given(st.lists(st.text("abI", max_size=12), min_size=2, max_size=8), st.integers(1, 60), st.booleans())
+    def check(texts: list[str], cutoff_len: int, mask_history: bool) -> None:
+        row, flags = talk(*texts[: len(texts) // 2 * 2]), Flags(cutoff_len, mask_history)
+        encoded = encode(row, form, LETTER, flags)
+        assert measure(row, form, LETTER, flags) == encoded.facts
+        assert encoded.facts.image_tokens == encoded.input_ids.count(ord("I"))
+        assert measure(row, form, LETTER, Flags(999)).image_tokens == sum(turn.content.count("I") for turn in row.turns)
+
+    check()

@@ -115,6 +115,24 @@ def test_ctrl_c_at_the_prompt_ends_with_130(monkeypatch: pytest.MonkeyPatch) -> 
     assert chat.converse(FakeSpeaker(), "", io.StringIO()) == 130
 
 
+class FakeEngine:
+    """Refuses a mark in a message, as LLaMA-Factory does with a model that sees."""
+
+    def stream_chat(self, messages: list[dict[str, str]], system: str | None) -> Iterator[str]:
+        assert system is None
+        raise ValueError(f"The number of images does not match the number of <image> tokens in {messages}.")
+        yield ""
+
+
+def test_a_mark_for_an_image_is_one_line() -> None:
+    speaker = FakeSpeaker()
+    speaker.system, speaker._chat = None, FakeEngine()  # type: ignore[assignment]
+    with pytest.raises(chat.ChatError) as caught:
+        list(chat.Speaker.answer(speaker, [{"role": "user", "content": "what is <image>?"}]))
+    reason = "The number of images does not match the number of <image> tokens"
+    assert str(caught.value) == f"the message cannot be used: {reason}"
+
+
 def request_file(folder: Path, model: Path, **changes: Any) -> str:
     request = {"model": str(model), "template": "qwen", "prefix": "[EVAL_TYPE: clip]\n", "message": "Hi 世界"}
     request["generation"] = {"max_new_tokens": 8, "do_sample": False}

@@ -185,7 +185,66 @@ def test_the_keys_of_the_request_reach_the_trainer(monkeypatch: pytest.MonkeyPat
         "plugin": "SimpleNamespace",
         "media_tokens": ["<image>"],
         "tool_utils": "data/tool_utils.py",
+        "images": None,
     }
+
+
+class VisionPlugin:
+    """Writes an image as its width in tens of pixels, in the words of a test."""
+
+    def __init__(self, written: str) -> None:
+        self.image_token = "<i>"
+        self.written = written
+
+    def process_messages(self, messages: list[dict[str, str]], images: list[Any], *_: Any) -> list[dict[str, str]]:
+        content = messages[0]["content"]
+        for number, image in enumerate(images):
+            text = self.written.format(number=number, tokens="<i>" * (1 + image.width // 10))
+            content = content.replace("<image>", text, 1)
+        return [{"role": "user", "content": content}]
+
+
+class VisionTokenizer:
+    """Has the token 7 for `<i>`, and encodes it as the number that a test gives it."""
+
+    def __init__(self, number: int = 7) -> None:
+        self.number = number
+
+    def convert_tokens_to_ids(self, token: str) -> int:
+        return 7
+
+    def encode(self, text: str, add_special_tokens: bool) -> list[int]:
+        return [self.number] * text.count("<i>")
+
+
+SETTINGS = SimpleNamespace(patch_size=14, merge_size=2, size={"shortest_edge": 100, "longest_edge": 200})
+PROCESSOR = SimpleNamespace(image_processor=SETTINGS, image_min_pixels=10, image_max_pixels=1000)
+
+
+def test_images_are_written_by_the_trainer_to_see_what_becomes_of_them() -> None:
+    pytest.importorskip("PIL.Image")
+    assert chat_form.describe_images(VisionPlugin("<s>{tokens}<e>"), PROCESSOR, VisionTokenizer()) == {
+        "begin": "<s>", "token": "<i>", "end": "<e>", "token_id": 7, "unit": 28, "min_pixels": 100, "max_pixels": 200,
+        "image_min_pixels": 10, "image_max_pixels": 1000,
+        "probes": [[*size, 1 + size[0] // 10] for size in chat_form.IMAGE_PROBES],
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("plugin", "processor", "tokenizer"),
+    [
+        (SimpleNamespace(image_token=None), PROCESSOR, VisionTokenizer()),
+        (VisionPlugin("<s>{tokens}<e>"), None, VisionTokenizer()),
+        (VisionPlugin("<s>{tokens}<e>"), SimpleNamespace(image_processor=SimpleNamespace(size=3)), VisionTokenizer()),
+        (VisionPlugin("{number}:{tokens}<e>"), PROCESSOR, VisionTokenizer()),
+        (VisionPlugin("<s>{tokens}\n{tokens}"), PROCESSOR, VisionTokenizer()),
+        (VisionPlugin("<s>{tokens}<e>"), PROCESSOR, VisionTokenizer(8)),
+    ],
+    ids=["text only", "no processor", "other settings", "numbered", "in rows", "not one token"],
+)
+def test_another_way_to_write_images_is_not_described(plugin: Any, processor: Any, tokenizer: Any) -> None:
+    pytest.importorskip("PIL.Image")
+    assert chat_form.describe_images(plugin, processor, tokenizer) is None
 
 
 @pytest.mark.slow

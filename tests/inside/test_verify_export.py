@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
 import sys
 import types
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 if TYPE_CHECKING:
-    import subprocess
     from collections.abc import Callable
-    from pathlib import Path
 
     Run = Callable[..., subprocess.CompletedProcess[str]]
     Tensors = dict[str, Any]
 
+TESTS = Path(__file__).parents[1]
+INSIDE = TESTS.parent / "trainkit" / "inside"
 EMPTY = {
     "ok": False,
     "problems": [],
@@ -31,6 +34,12 @@ EMPTY = {
     "chat_template": False,
 }
 BASE = {"a.weight": [1.0, 2.0, 3.0], "lm_head.weight": [4.0, 5.0]}
+
+
+@pytest.fixture(autouse=True)
+def beside_the_program(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the program find its other half, as it does when it is run by path."""
+    monkeypatch.syspath_prepend(str(INSIDE))
 
 
 @pytest.mark.parametrize(
@@ -243,6 +252,70 @@ def test_a_model_that_does_not_load_or_answer_is_found(run: Run, tmp_path: Path,
     assert report["problems"][0].startswith(f"{exported} does not load and answer: TemplateSyntaxError: ")
 
 
+SEES: dict[str, Any] = {"config.json": {"vision_config": {}}}
+OLD_FORM: dict[str, Any] = {"preprocessor_config.json": {}}
+NEW_FORM: dict[str, Any] = {"processor_config.json": {"image_processor": {}}}
+
+
+@pytest.mark.parametrize(
+    ("exported", "base", "found"),
+    [
+        ({"config.json": {}}, OLD_FORM, []),
+        ({}, OLD_FORM, []),
+        (SEES | OLD_FORM, {}, []),
+        (SEES | NEW_FORM, {}, []),
+        (SEES, OLD_FORM, ["problems"]),
+        (SEES | {"processor_config.json": {}}, NEW_FORM, ["problems"]),
+        (SEES, None, ["problems"]),
+        (SEES | {"processor_config.json": {}}, {"processor_config.json": {}}, ["warnings"]),
+    ],
+)
+def test_a_model_that_sees_needs_an_image_processor(
+    tmp_path: Path, exported: dict[str, Any], base: dict[str, Any] | None, found: list[str]
+) -> None:
+    from trainkit.inside import verify_export
+
+    for name, files in (("exported", exported), ("base", base or {})):
+        (tmp_path / name).mkdir()
+        for file, content in files.items():
+            (tmp_path / name / file).write_text(json.dumps(content))
+    report = verify_export.Report()
+    verify_export.check_processor(tmp_path / "exported", None if base is None else tmp_path / "base", report)
+    files = "neither in preprocessor_config.json nor in processor_config.json"
+    said = [f"{tmp_path}/exported has no image processor, {files}"]
+    assert {"problems": report.problems, "warnings": report.warnings} == {
+        level: said if level in found else [] for level in ("problems", "warnings")
+    }
+
+
+VISION_PROGRAM = """\
+import json, runpy, sys
+import tiny_vision_model
+from safetensors.torch import load_file, save_file
+tiny_vision_model.make({"output": "model"})
+tiny_vision_model.make({"output": "exported"})
+tensors = load_file("exported/model.safetensors")
+tensors["lm_head.weight"] += 0.5
+save_file(tensors, "exported/model.safetensors", metadata={"format": "pt"})
+runpy.run_path(sys.argv[1], run_name="__main__")
+"""
+
+
+@pytest.mark.slow
+def test_a_model_that_sees_is_loaded_and_answers(tmp_path: Path) -> None:
+    request = {"base": "model", "exported": "exported", "template": "qwen2_vl", "prompt": "Hi", "max_new_tokens": 2}
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("COVERAGE_")}
+    environment["PYTHONPATH"] = f"{TESTS}:{INSIDE}"
+    command = [sys.executable, "-c", VISION_PROGRAM, str(INSIDE / "verify_export.py")]
+    done = subprocess.run(
+        command, cwd=tmp_path, env=environment, input=json.dumps(request), capture_output=True, encoding="utf-8"
+    )
+    report = json.loads(done.stdout.splitlines()[-1])
+    assert report == EMPTY | {"ok": True, "tensors": 57, "changed": 1, "largest_change": 0.5} | {
+        "parameters": 191584, "dtype": "float32", "chat_template": True, "answer": report["answer"]
+    }  # fmt: skip
+
+
 class FakeTokenizer:
     """Renders a conversation as one token for each character of its first message."""
 
@@ -283,7 +356,7 @@ class FakeTemplate:
 def test_the_chat_template_is_compared_with_llamafactorys(
     monkeypatch: pytest.MonkeyPatch, name: str, problems: list[str], warnings: list[str]
 ) -> None:
-    from trainkit.inside import verify_export
+    from trainkit.inside import verify_answer, verify_export
 
     module = types.ModuleType("llamafactory.data.template")
     module.TEMPLATES = {"same": FakeTemplate(None), "other": FakeTemplate(4)}  # type: ignore[attr-defined]
@@ -291,5 +364,5 @@ def test_the_chat_template_is_compared_with_llamafactorys(
         monkeypatch.setitem(sys.modules, package, types.ModuleType(package))
     monkeypatch.setitem(sys.modules, module.__name__, module)
     report = verify_export.Report()
-    verify_export.compare_templates(FakeTokenizer(), name, report)
+    verify_answer.compare_templates(FakeTokenizer(), name, report)
     assert (report.problems, report.warnings) == (problems, warnings)

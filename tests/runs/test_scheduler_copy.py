@@ -92,7 +92,7 @@ def test_a_target_that_exists_is_left_alone(make_checkpoint: Make, tmp_path: Pat
 def test_a_disk_that_refuses_is_explained(
     make_checkpoint: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(source: Path, target: Path) -> None:
+    def full(source: Path, target: Path, **_: bool) -> None:
         raise OSError(28, "No space left on device", str(target))
 
     monkeypatch.setattr(os, "link", full)

@@ -421,8 +421,10 @@ def test_an_iteration_is_left_out_whole(tmp_path: Path, broken: tuple[Path, Path
         found.append(convert_trajectories(source, tmp_path / folder, options))
     assert tree(tmp_path / "one") == tree(tmp_path / "two")
     path = broken[0] / "train_trajectories" / "train_trajectories.iteration2.jsonl"
-    message = f"this iteration is left out: {path}:13: is not a trajectory: Input data was truncated"
-    assert found[0].problems == [Problem("", message, 'a line is {"steps": [step, ...]}', "warning")]
+    message = f"left out: {path}:13: is not a trajectory: Input data was truncated"
+    assert found[0].problems == [
+        Problem("--skip-bad-iterations", message, 'a line is {"steps": [step, ...]}', "warning")
+    ]
     assert found[1].problems == []
     assert found[0].tallies == found[1].tallies
     assert found[0].rejected_file is None
@@ -455,7 +457,7 @@ def test_no_iteration_can_be_read(tmp_path: Path, way: str) -> None:
     assert caught.value.message == "none of 2 iterations can be read"
     path = tmp_path / "runs" / "train_trajectories" / "train_trajectories.pt.iteration"
     assert [problem.message for problem in caught.value.problems] == [
-        f"this iteration is left out: {path}{number}: is empty" for number in (1, 2)
+        f"left out: {path}{number}: is empty" for number in (1, 2)
     ]
     assert tree(tmp_path / "out").keys() <= {"train_trajectories"}
 

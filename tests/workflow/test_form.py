@@ -43,6 +43,10 @@ def add_a_file(place: Place) -> None:
     place.write("model/added_tokens.json", "{}")
 
 
+def change_the_images_bounds(place: Place) -> None:
+    place.write("model/preprocessor_config.json", "{}")
+
+
 def touch_the_weights(place: Place) -> None:
     place.path("model/model.safetensors").write_bytes((2).to_bytes(8, "little") + b"{}")
 
@@ -60,6 +64,8 @@ def change_nothing(_: Place) -> None: ...
         (add_a_file, [], 2),
         (change_nothing, ["template=chatml"], 2),
         (change_nothing, ["add_tokens=<a>"], 2),
+        (change_nothing, ["image_max_pixels=1000000"], 2),
+        (change_the_images_bounds, [], 2),
         (change_nothing, ["train_on_prompt=true"], 2),
     ],
 )

@@ -134,6 +134,7 @@ def full_tally() -> Tally:
     tally.counts["trained_rows"] = 2
     tally.lengths.update({10: 1, 20: 1})
     tally.kept.update({10: 2})
+    tally.needed[20] = 1
     tally.thoughts["added"] = 2
     tally.note("skipped: odd count", Spot("a.jsonl", 3, "1 turns"))
     tally.score("clip", "score", 0.5)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from trainkit.dataset.registry import TAGS
 from trainkit.workflow.look import look_at_data
 from trainkit.workflow.prepare import Settings, prepare
 from trainkit.workflow.preview import Segment, preview
@@ -15,6 +17,7 @@ if TYPE_CHECKING:
     from tests.conftest import Place
     from trainkit.workflow.preview import Preview
 
+PAD = "<|endoftext|>"
 SYSTEM = "<|im_start|>system\nYou are Qwen, created by Alibaba Cloud. You are a helpful assistant.<|im_end|>\n"
 
 
@@ -89,6 +92,28 @@ def test_data_of_another_place_have_their_whole_path(ready: Place, monkeypatch: 
     ready.path("elsewhere").mkdir()
     monkeypatch.chdir(ready.path("elsewhere"))
     assert [row.place for row in shown(ready, 1, "dataset=own")] == [f"{ready.path('data/own.jsonl')}:1"]
+
+
+def test_an_image_counts_with_all_its_tokens_and_is_shown_as_one(ready: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    image = pytest.importorskip("PIL.Image")
+    image.new("RGB", (56, 84)).save(ready.path("data") / "shot.png")
+    rule = {
+        "begin": "[", "token": PAD, "end": "]", "token_id": 256, "unit": 28, "min_pixels": 784,
+        "max_pixels": 100_000, "image_min_pixels": 784, "image_max_pixels": 100_000, "probes": [[56, 84, 6]],
+    }  # fmt: skip
+    stored = json.loads((Path(__file__).parents[1] / "data" / "chat_form.json").read_text())
+    seeing = {"plugin": "Qwen2VLPlugin", "media_tokens": [PAD], "images": rule}
+    monkeypatch.setenv("FAKE_FORM", json.dumps(stored | seeing))
+    give(ready, reward_model_full=[chat("<image> now?", "Go.") | {"images": ["shot.png"]}])
+    columns = {"messages": "conversations", "images": "images"}
+    entry = {"file_name": "reward_model_full.jsonl", "formatting": "sharegpt", "columns": columns, "tags": TAGS}
+    ready.write("data/dataset_info.json", json.dumps({"reward_model_full": entry}))
+    (found,) = shown(ready, 1)
+    text = SYSTEM + ask(f"[{PAD}] now?")
+    assert found.segments == (Segment(text, False), Segment("Go.<|im_end|>\n", True))
+    specials = 3 * 2  # around each of the three turns
+    plain = (text + "Go.<|im_end|>\n").replace("<|im_start|>", "").replace("<|im_end|>", "").replace(PAD, "")
+    assert found.tokens == len(plain) + specials + 6
 
 
 def test_without_a_tokenizer_nothing_is_shown(ready: Place, monkeypatch: pytest.MonkeyPatch) -> None:

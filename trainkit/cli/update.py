@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from trainkit.cli.convert_trajectories import refuse
 from trainkit.cli.options import AsJson
 from trainkit.cli.output import Output, problem_json
 from trainkit.cli.training import MonitorWith, Strict
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 
 def update(
+    context: typer.Context,
     overrides: Annotated[
         list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Keys of the file; they win over it.")
     ] = None,
@@ -52,6 +54,7 @@ def update(
 
     output = Output(as_json=as_json)
     options = UpdateOptions(train, resume, skip_bad_iterations, again, dry_run, parse_monitor(monitor), strict)
+    check_options(context, train=train, watch=watch, resume=resume)
     words = overrides or []
     if watch:
         run_watch(output, config, words, options, every, poll)
@@ -59,6 +62,20 @@ def update(
     with output.waiting("looking for rollouts") as live:
         result = run(config, words, options, Path.cwd(), telling(output, live))
     show(output, result, options)
+
+
+def check_options(context: typer.Context, *, train: bool, watch: bool, resume: str | None) -> None:
+    """Check that no option is given that would be passed over.
+
+    Raises:
+        UsageProblem: one is.
+    """
+    if not watch:
+        refuse(context, ("every", "poll"), "without --watch", "add --watch, with --train")
+    elif resume not in (None, "auto"):
+        raise UsageProblem(f"--resume {resume}: would hold for each round of --watch", "run that one round by itself")
+    if not train:
+        refuse(context, ("again", "strict", "monitor"), "without --train", "add --train")
 
 
 def run_watch(
@@ -103,6 +120,8 @@ def telling(output: Output, live: Callable[[str], None]) -> Told:
 
 def show_round(output: Output, prepared: PreparedRound) -> None:
     """Print what the iterations hold, what was drawn from them, and where the training starts."""
+    from trainkit.workflow.round_data import in_words, left_out
+
     output.problems(prepared.notes)
     plan = prepared.drawn.plan
     rows = [
@@ -120,19 +139,17 @@ def show_round(output: Output, prepared: PreparedRound) -> None:
     output.table(("iteration", "trajectories", "unusable", "steps", "eligible", "weight", "drawn"), rows)
     total = f"{plan.num_taken:,} of {len(prepared.found.table):,} steps"
     output.data(f"{'sample':<15}{total}, weights (i+1)^{plan.power:g}, seed {plan.seed}")
-    for reason, number in reasons_of(prepared).items():
-        output.say(f"left out: {number:,} {reason}")
+    for words in in_words(left_out(prepared.found)):
+        output.say(f"left out: {words}")
     for line in plan.shortfalls():
         output.say(f"note: {line}")
-    output.data(f"{'rows':<15}{len(prepared.drawn.train):,} to train on, {len(prepared.drawn.val):,} to validate on")
+    rows_made = prepared.rows
+    output.data(f"{'rows':<15}{rows_made.train_rows:,} to train on, {rows_made.val_rows:,} to validate on")
+    if rows_made.shortened:
+        output.say(f"note: {rows_made.shortened:,} rows were longer than cutoff_len and lost their oldest turns")
+    if rows_made.too_long:
+        output.say(f"left out: {rows_made.too_long:,} rows whose last turn alone is longer than cutoff_len")
     output.data(f"{'starts from':<15}{prepared.resume or prepared.config.values['model_name_or_path']}")
-
-
-def reasons_of(prepared: PreparedRound) -> dict[str, int]:
-    """Return how many steps and trajectories were left out of all iterations, by reason."""
-    from trainkit.workflow.round_data import left_out
-
-    return left_out(prepared.found)
 
 
 def show(output: Output, result: UpdateResult, options: UpdateOptions) -> None:

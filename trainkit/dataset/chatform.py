@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import msgspec
 
+from trainkit.dataset.imagetokens import ImageForm  # noqa: TC001 msgspec reads the annotations
 from trainkit.errors import EnvironmentProblem
 
 Slot = str | int
 TemplateClass = Literal["Template", "Llama2Template", "ReasoningTemplate", "Glm47ReasoningTemplate"]
 
-PLAIN_PLUGIN = "BasePlugin"
 HINT = "check model_name_or_path and template, and that the trainer is installed: trainkit doctor"
 
 
@@ -37,7 +37,8 @@ class ChatForm:
     """What trainkit/inside/chat_form.py answers: everything that decides the tokens of a conversation.
 
     `tokenizer` is the JSON of the tokenizers library, None (with `tokenizer_reason`) where there is no such form;
-    `tool_utils` is the path of the trainer's own tool formats; `media_tokens` are the plugin's, empty for text models.
+    `tool_utils` is the path of the trainer's own tool formats; `media_tokens` are the plugin's, empty for text models;
+    `images` is None where there are none, or where their tokens follow another rule than the known one.
     """
 
     tokenizer: str | None
@@ -59,6 +60,7 @@ class ChatForm:
     plugin: str
     media_tokens: tuple[str, ...]
     tool_utils: str
+    images: ImageForm | None = None
 
     @property
     def is_reasoning(self) -> bool:
@@ -67,13 +69,8 @@ class ChatForm:
 
     @property
     def limits(self) -> tuple[str, ...]:
-        """What cannot be foreseen with this form, in words; empty when every row can be simulated to the token."""
-        limits = []
-        if self.tokenizer is None:
-            limits.append(f"tokens cannot be counted: {self.tokenizer_reason}")
-        if self.plugin != PLAIN_PLUGIN:
-            limits.append(f"images, videos and audio: {self.plugin} makes tokens of them that are not counted")
-        return tuple(limits)
+        """What cannot be foreseen with this form, in words; empty when every text can be simulated to the token."""
+        return (f"tokens cannot be counted: {self.tokenizer_reason}",) if self.tokenizer is None else ()
 
 
 def decode_form(answer: bytes) -> ChatForm:
@@ -86,6 +83,7 @@ def decode_form(answer: bytes) -> ChatForm:
         found: Any = msgspec.json.decode(answer)
         if isinstance(found, dict) and "error" in found:
             raise EnvironmentProblem(f"the trainer's tokenizer and template cannot be loaded: {found['error']}", HINT)
-        return msgspec.convert(found, type=ChatForm)
+        form = msgspec.convert(found, type=ChatForm)
     except (msgspec.DecodeError, msgspec.ValidationError) as error:
         raise EnvironmentProblem(f"the trainer's template is not as trainkit knows it: {error}", HINT) from None
+    return form if form.images is None or form.images.holds else replace(form, images=None)

@@ -91,6 +91,7 @@ def figures_of(tally: Tally, cutoff_len: int = 0) -> Figures:
             "answers_cut": found["answer cut"],
             "nothing_trained": found["nothing trained"],
         },
+        "images_cut": found["images cut"],
         "thoughts": dict(tally.thoughts),
         "sequences_packed": tally.packs,
         "duplicates": repeats,
@@ -173,6 +174,8 @@ def add_leaks(figures: Figures, train: Iterable[Tally], tally: Tally) -> None:
 # (finding, level, what it says of N rows, what to do); a finding of the row checks carries its reason after the colon
 MEANING: tuple[tuple[str, Level, str, str], ...] = (
     ("fatal", "error", "the trainer fails on {rows}: {reason}", "correct or remove them"),
+    ("images cut", "error", "the trainer stops in mid-run at {rows}: cutoff_len cuts away tokens of their images",
+     "raise cutoff_len to {needed} or more, or take turns out of them"),
     ("skipped", "warning", "the trainer leaves out {rows}: {reason}", "correct them, or accept the loss"),
     ("nothing trained", "warning", "{rows} without a trained token: the answer is cut off",
      "raise cutoff_len, or leave such rows out; with mask_history: true the last turns win"),
@@ -182,6 +185,8 @@ MEANING: tuple[tuple[str, Level, str, str], ...] = (
      "answers speak of <think> without holding a whole block; the template's _nothink form adds no blocks"),
     ("broken verdict", "warning", "{rows} whose verdict is not JSON", "the model would learn to answer like that"),
     ("near-empty answer", "warning", "{rows} with a nearly empty answer", ""),
+    ("not counted", "note", "{rows} with {reason}, whose tokens are not counted: they are longer than is said here",
+     "choose cutoff_len with room for them"),
 )  # fmt: skip
 
 
@@ -193,6 +198,7 @@ def problems_of(name: str, tally: Tally, figures: Figures, base: Path | None = N
         for finding, level, message, hint in MEANING:
             if head == finding:
                 said = message.format(rows=num_rows(number, tally.rows), reason=reason)
+                hint = hint.format(needed=max(tally.needed, default=0))
                 told = "; ".join(words for words in (hint, list_places(tally.places[what], base)) if words)
                 problems.append((finding, Problem(name, said, told, level)))
     order = [finding for finding, *_ in MEANING]

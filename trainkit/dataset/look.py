@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from trainkit.dataset.findings import REPAIRED
+from trainkit.dataset.imagetokens import picture
 from trainkit.dataset.leaks import prompt_hash, twin_hash
 from trainkit.dataset.pool import map_in_processes
 from trainkit.dataset.reader import read_block
@@ -119,7 +120,7 @@ class Look:
             place = Place(file, line)
             try:
                 conversation = align(row, self.lens.entry, self.lens.media_dir, self.lens.media, self.lens.stage)
-                measured = self.measure(conversation)
+                measured = self.measure(conversation, row, place, tally)
             except Rejected as rejected:
                 kind = "fatal" if rejected.reason in FATAL else "skipped"
                 tally.note(f"{kind}: {rejected.reason}", dataclasses.replace(place, detail=rejected.detail))
@@ -138,11 +139,25 @@ class Look:
             tally.doubt = self.tokenizer.doubt
         return tally
 
-    def measure(self, conversation: Conversation) -> Measure | None:
-        """Return the lengths of a conversation, None when they cannot be counted."""
-        if self.lens.form is None or self.tokenizer is None:
+    def measure(self, conversation: Conversation, row: Any, place: Place, tally: Tally) -> Measure | None:
+        """Return the lengths of a conversation, None when they cannot be counted; what its images do is noted."""
+        form, flags = self.lens.form, self.lens.flags
+        if form is None or self.tokenizer is None:
             return None
-        return measure(conversation, self.lens.form, self.tokenizer, self.lens.flags)
+        if not self.lens.media.any:
+            return measure(conversation, form, self.tokenizer, flags)
+        seen = picture(conversation, row, self.lens.entry, self.lens.media_dir, form.images)
+        measured = measure(seen.conversation, form, self.tokenizer, flags)
+        if seen.uncounted:
+            tally.note(f"not counted: {seen.uncounted}", place)
+        if form.images and measured.image_tokens != seen.image_tokens:
+            if not measured.is_cut:
+                detail = f"{measured.image_tokens} times {form.images.token}, and {seen.image_tokens} of the images"
+                raise Rejected("image mark in text", detail)
+            detail = f"{measured.full_tokens:,} tokens, {seen.image_tokens:,} of them for images"
+            tally.note("images cut", dataclasses.replace(place, detail=detail))
+            tally.needed[measured.full_tokens + self.lens.packing] += 1
+        return measured
 
 
 def count_packs(lengths: list[int], cutoff_len: int) -> int:

@@ -10,19 +10,24 @@ import importlib
 import importlib.util
 from dataclasses import dataclass
 from functools import lru_cache
+from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import msgspec
 
 from trainkit.errors import Rejected
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
     from trainkit.dataset.chatform import ChatForm
     from trainkit.dataset.entry import Entry
 
 KINDS = ("image", "video", "audio")
 MARKS = {kind: f"<{kind}>" for kind in KINDS}
+# Images of which what was found is remembered: the rows of a rollout share their screenshots.
+REMEMBERED = 1 << 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,13 +60,35 @@ def kind_of_token(token: str) -> str:
     return next((kind for kind in ("video", "audio") if kind in token.lower()), "image")
 
 
+def columns_of(entry: Entry) -> dict[str, str | None]:
+    """Return the column of each kind; None for a kind without."""
+    return {"image": entry.images, "video": entry.videos, "audio": entry.audios}
+
+
+def read_media(row: bytes | Mapping[str, Any], entry: Entry) -> dict[str, list[Any]]:
+    """Return the media of a row that has been aligned before, without reading the rest of its JSON."""
+    if isinstance(row, bytes):
+        names = columns_of(entry)
+        found = media_decoder(entry)(row)
+        row = {name: getattr(found, kind) for kind, name in names.items() if name}
+    return media_of(row, entry)
+
+
+@lru_cache(maxsize=8)
+def media_decoder(entry: Entry) -> Callable[[bytes], Any]:
+    """Return a decoder of JSON that passes over everything but the columns of media."""
+    names = {kind: name for kind, name in columns_of(entry).items() if name}
+    fields: list[Any] = [(kind, Any, None) for kind in names]
+    return msgspec.json.Decoder(msgspec.defstruct("Media", fields, rename=names, gc=False)).decode
+
+
 def media_of(row: Mapping[str, Any], entry: Entry) -> dict[str, list[Any]]:
     """Return the media of a row by kind, always as a list.
 
     Raises:
         Rejected: a list that mixes paths with something else, which the trainer cannot join to its folder.
     """
-    columns = {"image": entry.images, "video": entry.videos, "audio": entry.audios}
+    columns = columns_of(entry)
     found = {}
     for kind, name in columns.items():
         value = row.get(name) if name else None
@@ -102,17 +129,61 @@ def check_file(kind: str, item: Any, media_dir: Path) -> None:
         for frame in item:
             check_file("image", frame, media_dir)
         return
-    path = item.get("path") if isinstance(item, dict) and item.get("bytes") is None else item
-    if isinstance(item, dict) and path is item:
+    if isinstance(item, dict) and item.get("bytes") is not None:
         return
+    path = item.get("path") if isinstance(item, dict) else item
     if not isinstance(path, str):
         raise Rejected("wrong type", f"an {kind} is neither a path nor an object with one")
-    file = media_dir / path
-    file = file if file.is_file() else Path(path)
-    if not file.is_file():
+    file = find_file(path, media_dir)
+    if file is None:
         raise Rejected(f"{kind} file", f"{path}: no such file in {media_dir}")
-    if problem := image_problem(file) if kind == "image" else readable(file):
+    if problem := look_at_image(file).problem if kind == "image" else readable(file):
         raise Rejected(f"{kind} file", f"{path}: {problem}")
+
+
+def find_file(path: str, media_dir: Path) -> Path | None:
+    """Return the file that the trainer takes for a path: in its folder, else from the working folder."""
+    return next((file for file in (media_dir / path, Path(path)) if file.is_file()), None)
+
+
+def image_size(item: Any, media_dir: Path) -> tuple[int, int] | None:
+    """Return the width and height of an image that a row names or holds, None when it cannot be told."""
+    content = item.get("bytes") if isinstance(item, dict) else None
+    if isinstance(content, bytes):
+        return measure_image(BytesIO(content)).size
+    path = item.get("path") if isinstance(item, dict) and content is None else item
+    file = find_file(path, media_dir) if isinstance(path, str) else None
+    return look_at_image(file).size if file else None
+
+
+class Image(NamedTuple):
+    """What the head of a file says: why it is no image, empty when it is one, and its width and height in pixels."""
+
+    problem: str
+    size: tuple[int, int] | None = None
+
+
+def look_at_image(file: Path) -> Image:
+    """Return what the head of an image's file says; without Pillow any content passes, and no size is known."""
+    found = file.stat()
+    return look_at_file(file, found.st_mtime_ns, found.st_size)
+
+
+@lru_cache(maxsize=REMEMBERED)
+def look_at_file(file: Path, changed: int, size: int) -> Image:  # noqa: ARG001
+    problem = readable(file)
+    return Image(problem) if problem else measure_image(file)
+
+
+def measure_image(file: Path | BytesIO) -> Image:
+    library = pillow()
+    if library is None:
+        return Image("")
+    try:
+        with library.open(file) as image:
+            return Image("", image.size)
+    except (OSError, ValueError, SyntaxError, library.DecompressionBombError):
+        return Image("is not an image that can be read")
 
 
 def readable(file: Path) -> str:
@@ -122,19 +193,6 @@ def readable(file: Path) -> str:
             return "" if stream.read(1) else "is empty"
     except OSError as error:
         return f"cannot be read: {error.strerror}"
-
-
-def image_problem(file: Path) -> str:
-    """Return why a file is no image, empty when its head is that of one; without Pillow any content passes."""
-    problem = readable(file)
-    library = pillow()
-    if problem or library is None:
-        return problem
-    try:
-        with library.open(file):
-            return ""
-    except (OSError, ValueError, SyntaxError):
-        return "is not an image that can be read"
 
 
 @lru_cache(maxsize=1)

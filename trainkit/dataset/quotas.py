@@ -76,13 +76,14 @@ class SamplingPlan:
 
     def shortfalls(self) -> list[str]:
         """Return in words where the sample is not what was asked for."""
-        lines = [
-            f"iteration {iteration} is {number} short of its part, which the others give if they can"
-            for iteration, number in self.shortages.items()
-        ]
         planned = sum(self.quotas.values())
         if planned < self.wanted:
-            lines.append(f"{self.wanted} were asked for, and there are {planned}: every step is wanted")
+            lines = [f"{self.wanted} were asked for, and there are {planned}: every step is wanted"]
+        else:
+            lines = [
+                f"iteration {iteration} is {number} short of its part, which the others give"
+                for iteration, number in self.shortages.items()
+            ]
         if self.num_taken < planned:
             lines.append(f"{planned - self.num_taken} left out by the cap of {self.cap_per_task} steps per task")
         return lines

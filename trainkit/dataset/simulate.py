@@ -7,8 +7,8 @@ It follows `SupervisedDatasetProcessor._encode_data_example`, the templates' `en
 from __future__ import annotations
 
 import bisect
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from trainkit.dataset.turns import write_pairs
 from trainkit.errors import Rejected
@@ -17,11 +17,19 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from trainkit.dataset.chatform import ChatForm, Slot
+    from trainkit.dataset.imagetokens import ImageForm
     from trainkit.dataset.tokenizer import Tokenizer
-    from trainkit.dataset.turns import Thought
+    from trainkit.dataset.turns import Thought, Written
     from trainkit.datatypes import Conversation
 
 IGNORED = -100  # the label of a token without loss
+
+
+class Counts(Protocol):
+    """What counts the tokens of a text, such as a `Tokenizer`."""
+
+    def count(self, text: str) -> int:
+        """Return the number of tokens of a text."""
 
 
 class Flags(NamedTuple):
@@ -42,7 +50,8 @@ class Measure:
     `full_tokens` is the length without a cutoff, `kept_tokens` what the trainer keeps of it, `trained_tokens` those
     with a loss. A turn is a question with its answer. `answer_cut` says that an answer that is trained has lost its
     end, and with it its end-of-turn token (or, where one such token ends the row, that this follows half an answer).
-    `thought` is what the think rule did, see `trainkit.dataset.turns.Written`.
+    `thought` is what the think rule did, see `trainkit.dataset.turns.Written`. `image_tokens` are those that stand for
+    images among the kept ones; with fewer or more of them than the row's images have, the trainer stops.
     """
 
     full_tokens: int
@@ -52,6 +61,7 @@ class Measure:
     turns_kept: int
     answer_cut: bool
     thought: Thought
+    image_tokens: int = 0
 
     @property
     def is_cut(self) -> bool:
@@ -88,8 +98,13 @@ def measure(conversation: Conversation, form: ChatForm, tokenizer: Tokenizer, fl
         Rejected: the trainer would stop at this row.
     """
     written = write_pairs(check_pairs(conversation), form, flags.mask_history)
-    lengths = [(count(source, tokenizer), count(target, tokenizer)) for source, target in written.pairs]
-    return summarise(lengths, cut(lengths, form.efficient_eos, flags), form, flags, written.thought)
+    lengths = lengths_of(written, form, tokenizer)
+    kept = cut(lengths, form.efficient_eos, flags)
+    facts = summarise(lengths, kept, form, flags, written.thought)
+    if form.images is None:
+        return facts
+    what = kept if facts.is_cut else None
+    return replace(facts, image_tokens=count_image_tokens(written, what, tokenizer, form.images))
 
 
 def encode(conversation: Conversation, form: ChatForm, tokenizer: Tokenizer, flags: Flags) -> Encoded:
@@ -111,7 +126,10 @@ def encode(conversation: Conversation, form: ChatForm, tokenizer: Tokenizer, fla
     last = [form.eos_token_id] if form.efficient_eos else []
     input_ids = [token for part, _ in parts for token in part] + last
     labels = [token for _, part in parts for token in part] + last
-    return Encoded(input_ids, labels, summarise(lengths, kept, form, flags, written.thought))
+    facts = summarise(lengths, kept, form, flags, written.thought)
+    if form.images is not None:
+        facts = replace(facts, image_tokens=input_ids.count(form.images.token_id))
+    return Encoded(input_ids, labels, facts)
 
 
 def check_pairs(conversation: Conversation) -> Conversation:
@@ -121,8 +139,38 @@ def check_pairs(conversation: Conversation) -> Conversation:
     return conversation
 
 
-def count(slots: Iterable[Slot], tokenizer: Tokenizer) -> int:
-    return sum(tokenizer.count(slot) if isinstance(slot, str) else 1 for slot in slots)
+def lengths_of(written: Written, form: ChatForm, tokenizer: Counts) -> list[tuple[int, int]]:
+    """Return the tokens of each source and target."""
+    images = form.images
+    return [(count(source, tokenizer, images), count(target, tokenizer, images)) for source, target in written.pairs]
+
+
+def count(slots: Iterable[Slot], tokenizer: Counts, images: ImageForm | None = None) -> int:
+    """Return the tokens of some slots; of each run of image tokens one is shown to the tokenizer."""
+    if images is None:
+        return sum(tokenizer.count(slot) if isinstance(slot, str) else 1 for slot in slots)
+    total = 0
+    for slot in slots:
+        if isinstance(slot, str):
+            text, more = images.shorten(slot) if images.token in slot else (slot, 0)
+            total += tokenizer.count(text) + more
+        else:
+            total += 1
+    return total
+
+
+def count_image_tokens(written: Written, kept: list[Kept] | None, tokenizer: Tokenizer, images: ImageForm) -> int:
+    """Return how many tokens for images there are in what is kept of a conversation; None is all of it."""
+    texts = [slot for pair in written.pairs for slots in pair for slot in slots if isinstance(slot, str)]
+    total = sum(text.count(images.token) for text in texts)
+    if kept is None or not total:
+        return total
+    tokens = [
+        tokens_of(slots, tokenizer)[:number]
+        for part in kept
+        for slots, number in zip(written.pairs[part.turn], (part.source, part.target), strict=True)
+    ]
+    return sum(each.count(images.token_id) for each in tokens)
 
 
 def tokens_of(slots: Iterable[Slot], tokenizer: Tokenizer) -> list[int]:

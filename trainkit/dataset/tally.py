@@ -78,6 +78,7 @@ class Tally:
         counts: name -> number of rows (`cut`, `answer_cut`, ...) or of tokens (`trained_tokens`, ...).
         lengths: tokens of a row before any cut -> number of rows.
         kept: tokens of a row as trained -> number of rows.
+        needed: cutoff_len that a row would need that the trainer stops at for its images -> number of rows.
         places: what was found -> its first places, such as `skipped: odd number of turns`.
         found: what was found -> number of rows.
         thoughts: what the template's rule on think blocks did -> number of rows.
@@ -93,6 +94,7 @@ class Tally:
     counts: Counter[str] = field(default_factory=Counter)
     lengths: Counter[int] = field(default_factory=Counter)
     kept: Counter[int] = field(default_factory=Counter)
+    needed: Counter[int] = field(default_factory=Counter)
     places: dict[str, list[Place]] = field(default_factory=dict)
     found: Counter[str] = field(default_factory=Counter)
     thoughts: Counter[str] = field(default_factory=Counter)

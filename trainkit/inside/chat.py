@@ -9,7 +9,8 @@ Run by path with the trainer's Python; the request is a JSON file, since stdin i
 
 With `message`: one answer, then the end. Without: a conversation, one line of stdin a message; `clear` forgets what
 was said, `exit` or the end of input ends it. `prefix` goes before the first message of each conversation, the form
-the model was trained with. Only answers go to stdout, piece by piece; everything else goes to stderr.
+the model was trained with. Messages are text: no image can be shown to a model that sees. Only answers go to stdout,
+piece by piece; everything else goes to stderr.
 Exit code 1 after `error: ...` on stderr, 130 after Ctrl-C (in a conversation it only stops the answer in progress).
 """
 
@@ -69,10 +70,14 @@ class Speaker:
         """Yield the pieces of the answer to the last of `messages` (role and content, user first).
 
         Raises:
-            ChatError: the model failed while it was answering.
+            ChatError: the model failed while it was answering, or the template refused the messages.
         """
         self.stop.clear()
-        yield from self._chat.stream_chat(messages, self.system)
+        try:
+            yield from self._chat.stream_chat(messages, self.system)
+        except ValueError as error:  # a model that sees takes <image> in a message for an image, and there is none
+            reason = one_line(error).partition(" in [{")[0]  # what follows is the whole conversation
+            raise ChatError(f"the message cannot be used: {reason}") from error
         self._thread.join()  # the last piece comes before torch is done: leaving now would abort the process
         if self.failure:
             raise ChatError(f"the answer failed: {one_line(self.failure)}")

@@ -25,6 +25,9 @@ FORMATTERS = ("prefix", "system", "user", "assistant", "observation", "function"
 # What tokenizers treat in ways of their own: white space at the ends, digits, accents apart, long runs, a line's end.
 PROBES = ("", " ", "  a  b\n\n c", "naïve 北京市 🙂 cafe\u0301 12345 don't", "\t\r\n<think>\n</think>", "a" * 300)
 
+# Width and height of images: tiny, thin, of odd sizes, a screen, a page, and larger than processors take.
+IMAGE_PROBES = ((1, 1), (20, 900), (5000, 20), (57, 83), (150, 449), (1280, 720), (1000, 3000), (2560, 1440))
+
 
 class NoForm(Exception):
     """The trainer cannot be asked, or its answer would not hold; in words for the user."""
@@ -80,6 +83,7 @@ def load_form(request: Mapping[str, Any]) -> dict[str, Any]:
         "pad_token_id": tokenizer.pad_token_id,
         **describe_template(template, tokenizer),
         "tool_utils": tool_utils.__file__,
+        "images": describe_images(template.mm_plugin, processor, tokenizer),
     }
 
 
@@ -128,6 +132,45 @@ def describe_template(template: Any, tokenizer: Any) -> dict[str, Any]:
             token for token in (plugin.image_token, plugin.video_token, plugin.audio_token) if token is not None
         ],
     }
+
+
+def describe_images(plugin: Any, processor: Any, tokenizer: Any) -> dict[str, Any] | None:
+    """Return how many tokens an image becomes, None where that does not go by whole units of its size alone."""
+    if plugin.image_token is None:
+        return None
+    try:
+        return probe_images(plugin, processor, tokenizer)
+    except Exception:  # each of two dozen plugins has a way of its own, and so has its model's processor
+        return None
+
+
+def probe_images(plugin: Any, processor: Any, tokenizer: Any) -> dict[str, Any] | None:
+    """Let the trainer write images of some sizes, and return what it wrote with the settings that decide it.
+
+    Raises:
+        AttributeError, KeyError, ...: the processor has other settings, or takes no such images.
+    """
+    settings = processor.image_processor
+    answer = {
+        "unit": settings.patch_size * settings.merge_size,
+        "min_pixels": settings.size["shortest_edge"],
+        "max_pixels": settings.size["longest_edge"],
+        "image_min_pixels": processor.image_min_pixels,
+        "image_max_pixels": processor.image_max_pixels,
+    }
+    from PIL import Image
+
+    images = [Image.new("RGB", size) for size in IMAGE_PROBES]
+    question = {"role": "user", "content": "\n".join("<image>" for _ in images)}
+    written = plugin.process_messages([question], images, [], [], processor)[0]["content"].split("\n")
+    token, token_id = plugin.image_token, tokenizer.convert_tokens_to_ids(plugin.image_token)
+    begin, end = written[0].partition(token)[0], written[0].rpartition(token)[2]
+    counts = [text.count(token) for text in written]
+    ids = tokenizer.encode(begin + 3 * token + end, add_special_tokens=False)
+    if written != [begin + count * token + end for count in counts] or ids.count(token_id) != 3:
+        return None
+    probes = [[*size, count] for size, count in zip(IMAGE_PROBES, counts, strict=True)]
+    return {"begin": begin, "token": token, "end": end, "token_id": token_id, **answer, "probes": probes}
 
 
 def resolve(slots: list[Any], template: Any, tokenizer: Any) -> list[Any]:

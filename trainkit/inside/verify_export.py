@@ -25,15 +25,14 @@ from typing import TYPE_CHECKING, Any, TextIO
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from trainkit.inside import verify_answer
+else:  # run by path: this folder is what Python looks in first
+    import verify_answer
+
 ELEMENTS_AT_ONCE = 1 << 22  # 16 MiB in float32: what a comparison needs beside the two tensors
 TOKENIZER_MODELS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
 # Tensors that a saved model may leave out: tied to another one, or computed at load time.
 RECOMPUTED = ("lm_head.weight", "rotary_emb.inv_freq", "masked_bias", "attn.bias")
-PROBE = (
-    {"role": "user", "content": 'How reasonable is step 1? {"name": "search"}\nÄ 世界'},
-    {"role": "assistant", "content": '{"reasonableness_score": 0.85}'},
-    {"role": "user", "content": "And step 2?"},
-)
 
 
 @dataclass
@@ -71,6 +70,22 @@ def check_files(folder: Path, report: Report) -> None:
     report.chat_template = bool(in_config) or (folder / "chat_template.jinja").is_file()
     if not report.chat_template:
         report.problems.append(f"{folder} has no chat template")
+
+
+def check_processor(folder: Path, base: Path | None, report: Report) -> None:
+    """Check that a model that sees has what prepares its images; that its base has no such file either is a warning."""
+    config = folder / "config.json"
+    if not config.is_file() or "vision_config" not in load_json(config) or has_image_processor(folder):
+        return
+    found = report.warnings if base is not None and not has_image_processor(folder_of(base)) else report.problems
+    found.append(f"{folder} has no image processor, neither in preprocessor_config.json nor in processor_config.json")
+
+
+def has_image_processor(folder: Path) -> bool:
+    """Whether there is an image processor: since transformers 5 it is a part of processor_config.json."""
+    processor = folder / "processor_config.json"
+    in_config = processor.is_file() and "image_processor" in load_json(processor)
+    return in_config or (folder / "preprocessor_config.json").is_file()
 
 
 def find_tensors(folder: Path, stem: str = "model") -> dict[str, Path]:
@@ -145,10 +160,15 @@ def find_base_tensors(base: Path | None, report: Report) -> dict[str, Path]:
     """Return the base's tensors by name, or none with a warning when they cannot be compared."""
     if base is None:
         return {}
-    tensors = find_tensors(base if base.is_dir() else find_in_cache(base) or base)
+    tensors = find_tensors(folder_of(base))
     if not tensors:
         report.warnings.append(f"{base} is not a model with safetensors: tensors were not compared")
     return tensors
+
+
+def folder_of(model: Path) -> Path:
+    """Return the folder of a model that may be named as on the hub; the name itself where there is none."""
+    return model if model.is_dir() else find_in_cache(model) or model
 
 
 def find_in_cache(name: Path) -> Path | None:
@@ -194,59 +214,6 @@ def explanation(adapter: Path | None) -> str:
     return "" if trained else f" (every B matrix of {adapter} is zero: it was never trained)"
 
 
-def check_answer(request: Mapping[str, Any], report: Report) -> None:
-    """Load the exported model as any program would, and let it answer one prompt by greedy decoding."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    folder, trust = request["exported"], request.get("trust_remote_code", False)
-    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust)
-    device = request.get("device", "cpu")
-    model, loading = AutoModelForCausalLM.from_pretrained(
-        folder, trust_remote_code=trust, dtype="auto", device_map=device, output_loading_info=True
-    )
-    if missing := sorted(loading["missing_keys"]):
-        report.problems.append(f"{len(missing)} weights were not in the files and loaded as random, first {missing[0]}")
-    if report.chat_template:
-        generate(model, tokenizer, request, report)
-        if request.get("template"):
-            compare_templates(tokenizer, request["template"], report)
-
-
-def generate(model: Any, tokenizer: Any, request: Mapping[str, Any], report: Report) -> None:
-    """Check the logits and the text of an answer to the request's prompt."""
-    import torch
-
-    messages = [{"role": "user", "content": request.get("prompt") or PROBE[0]["content"]}]
-    form = {"add_generation_prompt": True, "return_tensors": "pt", "return_dict": True}
-    inputs = tokenizer.apply_chat_template(messages, **form).to(model.device)
-    length = {"max_new_tokens": request.get("max_new_tokens", 16), "do_sample": False}
-    with torch.inference_mode():
-        output = model.generate(**inputs, **length, output_logits=True, return_dict_in_generate=True)
-    if not all(logits.isfinite().all() for logits in output.logits):
-        report.problems.append("the model computes NaN or infinite logits")
-    report.answer = tokenizer.decode(output.sequences[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-    if not report.answer.strip():
-        report.warnings.append("the answer to the prompt is empty")
-
-
-def compare_templates(tokenizer: Any, name: str, report: Report) -> None:
-    """Warn when the chat template and LLaMA-Factory's template of that name see a conversation differently."""
-    from llamafactory.data.template import TEMPLATES
-
-    if name not in TEMPLATES:
-        report.problems.append(f"LLaMA-Factory has no template {name}")
-        return
-    messages = list(PROBE)
-    served = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
-    trained, _ = TEMPLATES[name].encode_oneturn(tokenizer, [*messages, {"role": "assistant", "content": ""}])
-    if served != trained:
-        at = next(i for i, (ours, theirs) in enumerate(zip_longest(served, trained)) if ours != theirs)
-        report.warnings.append(
-            f"the chat template differs from LLaMA-Factory's {name} template after {at} tokens of a probe: "
-            f"{tokenizer.decode(served[at : at + 8])!r} instead of {tokenizer.decode(trained[at : at + 8])!r}"
-        )
-
-
 def verify(request: Mapping[str, Any]) -> Report:
     """Carry out all checks; a model whose files are incomplete is not loaded.
 
@@ -259,10 +226,11 @@ def verify(request: Mapping[str, Any]) -> Report:
     if not exported.is_dir():
         raise ValueError(f"{exported} is not a folder")
     check_files(exported, report)
+    check_processor(exported, base, report)
     check_tensors(exported, base, adapter, report)
     if not report.problems:
         try:
-            check_answer(request, report)
+            verify_answer.check_answer(request, report)
         except Exception as error:  # loading runs foreign code, a model's own among it: it may raise anything
             report.problems.append(f"{exported} does not load and answer: {type(error).__name__}: {one_line(error)}")
     return report

@@ -66,7 +66,7 @@ def link_or_copy(source: Path, target: Path) -> bool:
     try:
         os.link(source.resolve(), target)
     except OSError:
-        shutil.copyfile(source, target)
+        shutil.copy2(source, target)
         return False
     return True
 

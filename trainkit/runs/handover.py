@@ -136,9 +136,14 @@ def recover(place: Path, verify: Verify = no_more_problems) -> Handover | None:
 
 
 def find_source(place: Path) -> Path | None:
-    """Return the folder whose model was handed over to `place`; None when no hand-over put one there."""
-    source = _load_marker(place).get("source")
-    return Path(source) if isinstance(source, str) else None
+    """Return the folder whose model was handed over to `place`; None when no hand-over put there what is there now."""
+    marker = _load_marker(place)
+    source, files = marker.get("source"), marker.get("files")
+    if not isinstance(source, str) or not isinstance(files, dict):
+        return None
+    weights = {name: state for name, state in files.items() if name.endswith(WEIGHTS)}
+    there = _describe(place, [name for name in weights if (place / name).is_file()])
+    return Path(source) if there == weights else None
 
 
 def _find_started(place: Path) -> list[_Names]:

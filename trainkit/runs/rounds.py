@@ -10,6 +10,8 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import math
 import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
@@ -18,10 +20,11 @@ import msgspec
 
 from trainkit.datatypes import Problem
 from trainkit.errors import InputError
-from trainkit.files import write_json_atomic
+from trainkit.files import load_json, write_json_atomic
 from trainkit.runs.checkpoints import find_newest_complete, load_checkpoint
 from trainkit.runs.exchange import remove
 from trainkit.runs.handover import find_source
+from trainkit.runs.store import PROGRESS_LOG
 from trainkit.runs.weights import find_weight_problems
 
 if TYPE_CHECKING:
@@ -33,7 +36,7 @@ if TYPE_CHECKING:
 RECORDS, CHECKPOINTS, COPY = "updates", "checkpoints", "resume"
 NAME = re.compile(r"model_\d{8}_\d{6}(_\d+)?")
 
-State = Literal["prepared", "trained", "handed over"]
+State = Literal["prepared", "trained", "handed over", "refused"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,18 +48,20 @@ class Round:
         inputs: file -> [bytes, time of change in nanoseconds] of the iterations that it was made of.
         settings: digest of its configuration.
         wandb_run_id: the run at W&B, which later rounds continue.
-        start: the checkpoint that its training goes on from, relative to save_path; empty when from none.
+        model: the model of the first round, as it was configured.
+        start: the checkpoint that its training goes on from; empty when from none.
         start_step: the step of that checkpoint, 0 without one.
         total_steps: the step at which its training ends.
         newest_iteration: the highest number among the iterations.
         sampling: the plan of the sample (see `SamplingPlan.to_json`).
-        state: how far it came.
+        state: how far it came; "refused" is a training that ended with a model of no use.
     """
 
     name: str
     inputs: dict[str, list[int]]
     settings: str
     wandb_run_id: str
+    model: str = ""
     start: str = ""
     start_step: int = 0
     total_steps: int = 0
@@ -131,24 +136,41 @@ def order_of(name: str) -> tuple[str, int]:
     return name[:21], int(name[22:] or 1)
 
 
-def find_start(save_path: Path, place: Path, rounds: list[Round]) -> Start:
+def find_start(save_path: Path, place: Path, rounds: list[Round], model: str = "") -> Start:
     """Return where the next round starts: the checkpoint of the model in place, if it left one.
 
-    Without a model that trainkit put there, it is the newest training in checkpoints/ that is no unfinished round.
+    Without a model that trainkit put there, it is the newest training in checkpoints/, but for unfinished rounds, those
+    whose model was refused, and those of another `model`.
     """
     if source := find_source(place):
-        folder = save_path / CHECKPOINTS / next((part for part in source.parts if NAME.fullmatch(part)), source.name)
-        checkpoint = find_resumable(folder)
-        message = f"{folder.name} left no checkpoint with an optimizer, so its weights alone are trained on"
+        name = source.name if NAME.fullmatch(source.name) else source.parent.name
+        checkpoint = find_resumable(save_path / CHECKPOINTS / name)
+        message = f"{name} left no checkpoint with an optimizer, so its weights alone are trained on"
         return Start(checkpoint, () if checkpoint else (Problem(str(place), message, level="note"),))
-    unfinished = {one.name for one in rounds if not is_trained(save_path, one)}
+    passed_over = {one.name for one in rounds if not is_trained(save_path, one) or (one.model and one.model != model)}
     root = save_path / CHECKPOINTS
     names = (path.name for path in root.iterdir()) if root.is_dir() else ()
-    trained = sorted((name for name in names if NAME.fullmatch(name) and name not in unfinished), key=order_of)
+    trained = sorted((name for name in names if NAME.fullmatch(name) and name not in passed_over), key=order_of)
     for name in reversed(trained):
         if checkpoint := find_resumable(root / name):
             return Start(checkpoint)
     return Start(None)
+
+
+def find_started(save_path: Path, alike: list[Round]) -> Round | None:
+    """Return the newest of some rounds whose training was started, by trainkit or by hand."""
+    return next((one for one in reversed(alike) if was_started(save_path, one)), None)
+
+
+def find_unfinished(save_path: Path, alike: list[Round]) -> Round | None:
+    """Return the newest of some rounds whose training has not ended, one that was started before one that was not."""
+    left = [one for one in alike if one.state != "refused" and not is_trained(save_path, one)]
+    return find_started(save_path, left) or next(reversed(left), None)
+
+
+def was_started(save_path: Path, one: Round) -> bool:
+    """Whether a training of a round has begun, whatever came of it."""
+    return one.state != "prepared" or output_of(save_path, one.name).is_dir()
 
 
 def find_resumable(folder: Path) -> Checkpoint | None:
@@ -163,6 +185,8 @@ def find_resumable(folder: Path) -> Checkpoint | None:
 
 def find_model(save_path: Path, one: Round) -> Path | None:
     """Return the folder that holds the whole model of a round whose training has ended; None when it has not."""
+    if one.state == "refused":
+        return None
     folder = output_of(save_path, one.name)
     last = find_newest_complete(folder)
     at_end = last is not None and 0 < last.total_steps <= last.step
@@ -175,8 +199,20 @@ def find_model(save_path: Path, one: Round) -> Path | None:
 
 
 def is_trained(save_path: Path, one: Round) -> bool:
-    """Whether the training of a round has ended."""
-    return one.state != "prepared" or find_model(save_path, one) is not None
+    """Whether the training of a round has ended with a model that can be gone on from."""
+    return one.state in ("trained", "handed over") or find_model(save_path, one) is not None
+
+
+def find_fault(folder: Path) -> str:
+    """Return why the model of a training that has ended is of no use, as its log tells it; empty when it does not."""
+    results, log = folder / "all_results.json", folder / PROGRESS_LOG
+    losses = [load_json(results).get("train_loss")] if results.is_file() else []
+    if not losses and log.is_file():  # killed before it wrote its results
+        losses = [row.get("loss") for row in map(json.loads, log.read_bytes().splitlines()) if "loss" in row][-1:]
+    for loss in losses:
+        if isinstance(loss, float | int) and (loss == 0 or not math.isfinite(loss)):
+            return f"its loss is {loss}"
+    return ""
 
 
 def remove_old(save_path: Path, rounds: list[Round], keep: int) -> list[Path]:

@@ -5,7 +5,7 @@ own column, and several user messages in a row are joined by an empty line ("joi
 
 The trainer counts `<image>`, `<video>` and `<audio>` in every turn and stops unless there are as many media. So there
 is one `<image>` where an image was, and where a page or the model has written such a mark, a space makes it ordinary
-text: `< image>` ("marks in text" in the counts).
+text: `< image>` ("marks in text" in the counts). So with `<|image_pad|>`, one token of an image in Qwen's tokenizers.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from trainkit.sources.steps import Trajectory
 
 IMAGE = "<image>"
-MARK = re.compile(r"<(image|video|audio)>")
+# what the trainer, and the tokenizers of the Qwen-VL family, take for a medium
+MARK = re.compile(r"<(image|video|audio|\|image_pad\||\|video_pad\|)>")
 ROLES = {"user": "human", "assistant": "gpt", "system": "system"}
 
 

@@ -27,11 +27,11 @@ INSIDE = Path(trainkit.inside.__file__).parent
 FORM_KEYS = (
     "model_name_or_path", "model_revision", "cache_dir", "trust_remote_code", "use_fast_tokenizer",
     "split_special_tokens", "add_tokens", "add_special_tokens", "new_special_tokens_config", "template", "tool_format",
-    "default_system", "enable_thinking", "preserve_thinking", "train_on_prompt",
+    "default_system", "enable_thinking", "preserve_thinking", "train_on_prompt", "image_max_pixels", "image_min_pixels",
 )  # fmt: skip
 TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json", "added_tokens.json",
-    "vocab.json", "merges.txt", "config.json",
+    "vocab.json", "merges.txt", "config.json", "preprocessor_config.json", "processor_config.json",
 )  # fmt: skip
 VERSIONED = ("llamafactory", "transformers", "python")
 

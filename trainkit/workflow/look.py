@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +13,7 @@ from trainkit.dataset.entry import entry_of
 from trainkit.dataset.findings import Figures, add_leaks, figures_of, problems_of
 from trainkit.dataset.leaks import count_repeats
 from trainkit.dataset.look import Lens, look_at_rows, stored_bytes
+from trainkit.dataset.mediarows import Writing, check_merged
 from trainkit.dataset.reader import plan_rows
 from trainkit.dataset.registry import load_registry
 from trainkit.dataset.rows import MediaRules
@@ -118,7 +119,8 @@ def look_at_data(
         except InputError as error:
             problems.append(Problem(f"{side} data {name}", error.message, error.hint))
     for *_, lens, plan in plans:
-        problems += [*plan.problems, *check_columns(plan, lens.entry)]
+        problems += [*plan.problems, *check_columns(plan, lens.entry, writing_of(prepared))]
+    problems += check_sides(prepared, plans)
     progress = Progress(report, sum(stored_bytes(plan) for *_, plan in plans))
     sets = [look_at_set(*each, jobs or usable_cores(), progress) for each in plans]
     tallies = [each.tally for each in sets if each.side == "train"]
@@ -129,6 +131,31 @@ def look_at_data(
         problems += problems_of(f"{each.side} data {each.name}", each.tally, each.figures, Path.cwd())
     problems += check_val_size(prepared, sets)
     return LookResult(tuple(sets), tuple(problems), form)
+
+
+def writing_of(prepared: Prepared) -> Writing:
+    """Return how the trainer will write its tables."""
+    values, default = prepared.config.values, prepared.schema.default
+    workers = None if values.get("streaming") else int(values.get("preprocessing_num_workers") or 1)
+    part_rows = values.get("preprocessing_batch_size") or default("preprocessing_batch_size")
+    return Writing(workers, int(part_rows), bool(values.get("val_size")))
+
+
+def check_sides(prepared: Prepared, plans: list[tuple[str, str, Lens, RowPlan]]) -> list[Problem]:
+    """Return where images come too late because data sets are tokenized as one, or val_size shuffles them."""
+    values, origin, writing = prepared.config.values, prepared.config.origin, writing_of(prepared)
+    if values.get("mix_strategy", "concat") != "concat":
+        return []
+    train, evaluated = (
+        [(plan, lens.entry) for each, _, lens, plan in plans if each == side] for side in ("train", "eval")
+    )
+    problems = []
+    if len(train) > 1 or writing.shuffled:
+        key = "val_size" if writing.shuffled else "dataset"
+        problems += check_merged(train, writing, f"{origin[key]} {key}")
+    if len(evaluated) > 1 and not values.get("eval_on_each_dataset"):
+        problems += check_merged(evaluated, replace(writing, shuffled=False), f"{origin['eval_dataset']} eval_dataset")
+    return problems
 
 
 def check_val_size(prepared: Prepared, sets: list[SetLook]) -> list[Problem]:

@@ -242,6 +242,8 @@ def writing(place: Path) -> Iterator[None]:
     """
     try:
         yield
+    except BrokenPipeError:  # of our own output, not of a file
+        raise
     except OSError as error:
         hint = "is there space on the disk, and may you write there?"
         raise TrainkitError(f"{error.filename or place}: {error.strerror or error}", hint) from error

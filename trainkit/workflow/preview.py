@@ -7,6 +7,7 @@ from itertools import groupby, islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from trainkit.dataset.imagetokens import picture
 from trainkit.dataset.reader import plan_rows, read_block
 from trainkit.dataset.rows import align
 from trainkit.dataset.simulate import encode
@@ -16,6 +17,7 @@ from trainkit.errors import Rejected
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from trainkit.dataset.imagetokens import ImageForm
     from trainkit.dataset.look import Lens
     from trainkit.dataset.simulate import Encoded
     from trainkit.dataset.tokenizer import Tokenizer
@@ -62,10 +64,12 @@ def read_previews(prepared: Prepared, lens: Lens, tokenizer: Tokenizer) -> Itera
         for file, line, _, row in read_block(plan, block):
             try:
                 conversation = align(row, lens.entry, lens.media_dir, lens.media)
+                if lens.media.any:
+                    conversation = picture(conversation, row, lens.entry, lens.media_dir, lens.form.images).conversation
                 encoded = encode(conversation, lens.form, tokenizer, lens.flags)
             except Rejected:
                 continue
-            yield preview_of(encoded, f"{relative(file)}:{line}", tokenizer)
+            yield preview_of(encoded, f"{relative(file)}:{line}", tokenizer, lens.form.images)
 
 
 def relative(file: str) -> str:
@@ -74,12 +78,13 @@ def relative(file: str) -> str:
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else file
 
 
-def preview_of(encoded: Encoded, place: str, tokenizer: Tokenizer) -> Preview:
-    """Return a row as text, in segments."""
+def preview_of(encoded: Encoded, place: str, tokenizer: Tokenizer, images: ImageForm | None) -> Preview:
+    """Return a row as text, in segments; of an image's many tokens one is shown."""
     marked = [label != IGNORED for label in encoded.labels]
     segments, start = [], 0
     for trained, group in groupby(marked):
         stop = start + sum(1 for _ in group)
-        segments.append(Segment(tokenizer.decode(encoded.input_ids[start:stop]), trained))
+        text = tokenizer.decode(encoded.input_ids[start:stop])
+        segments.append(Segment(images.shorten(text)[0] if images else text, trained))
         start = stop
     return Preview(place, len(marked), sum(marked), tuple(segments))

@@ -5,56 +5,50 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import math
 import re
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import trainkit.inside
-from trainkit import environment
 from trainkit.dataset.select import EVAL, TRAIN
-from trainkit.datatypes import Problem
+from trainkit.dataset.shorten import make_shorten
 from trainkit.errors import ConfigError
-from trainkit.files import write_json_atomic, write_text_atomic
-from trainkit.launch.llamafactory import program_command
-from trainkit.launch.process import capture
+from trainkit.files import remove_temporaries, write_json_atomic, write_text_atomic
 from trainkit.plan.families import find_family
 from trainkit.plan.paths import local_path
 from trainkit.plan.render import render_yaml
 from trainkit.plan.steps import plan_steps
 from trainkit.plan.update import count_gpus, render_train_config, wandb_env
-from trainkit.runs.checkpoints import find_newest_complete, plan_resume
-from trainkit.runs.exchange import remove
-from trainkit.runs.resume_check import find_base_rates
+from trainkit.runs.checkpoints import plan_resume
 from trainkit.runs.rounds import (
-    CHECKPOINTS,
-    COPY,
     Round,
     Start,
     find_start,
-    is_trained,
+    find_unfinished,
     new_name,
     output_of,
+    record_file,
     write_round,
 )
-from trainkit.runs.scheduler_copy import with_learning_rate
-from trainkit.workflow.export import last_json
-from trainkit.workflow.prepare import trainer_python
-from trainkit.workflow.round_data import FOLDER, NAMES, PLAN, left_out, write_data
+from trainkit.workflow.form import find_form
+from trainkit.workflow.prepare import Prepared
+from trainkit.workflow.round_data import FOLDER, NAMES, PLAN, left_out
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from trainkit.datatypes import Hardware, TrainConfig
+    from trainkit.datatypes import Hardware, Problem, TrainConfig
     from trainkit.plan.arguments import TrainerSchema
     from trainkit.plan.update import UpdateConfig
     from trainkit.sources.trajectories import IterationFile
     from trainkit.workflow.rollouts import Survey
-    from trainkit.workflow.round_data import Sample
+    from trainkit.workflow.round_data import Sample, Shorten, Written
 
-INSIDE = Path(trainkit.inside.__file__).parent
+CHANGES_NO_MODEL = (
+    "origin", "notes", "save_path", "keep_rounds", "run_name", "project_name", "entity_name", "wandb_key_env_var",
+    "model_output_name", "report_to", "per_device_eval_batch_size", "logging_steps", "do_eval", "eval_strategy",
+    "eval_steps", "save_strategy", "save_steps", "save_total_limit", "plot_loss", "preprocessing_num_workers",
+    "dataloader_num_workers", "dataloader_pin_memory",
+)  # fmt: skip
 CONFIG_FILE, WANDB_FILE = "train_config.yaml", "wandb_env.sh"
 
 
@@ -75,6 +69,7 @@ class PreparedRound:
     update: UpdateConfig
     found: Survey
     drawn: Sample
+    rows: Written
     config: TrainConfig
     resume: Path | None
     notes: tuple[Problem, ...]
@@ -102,9 +97,10 @@ def inputs_of(files: tuple[IterationFile, ...]) -> dict[str, list[int]]:
 
 
 def digest_of(update: UpdateConfig) -> str:
-    """Return a digest of all that an update is configured to do, the places of its keys apart."""
+    """Return a digest of what decides the model that an update makes: not its names, its logs or its folders."""
     values = dataclasses.asdict(update)
-    told = {key: value for key, value in values.items() if key not in ("origin", "notes")}
+    told = {key: value for key, value in values.items() if key not in CHANGES_NO_MODEL}
+    told["trainer"] = {key: value for key, value in values["trainer"].items() if key not in CHANGES_NO_MODEL}
     return hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
@@ -127,14 +123,17 @@ def draft_round(
     start = choose_start(update, rounds, resume, base)
     began = start.checkpoint.path if start.checkpoint else None
     step = start.checkpoint.step if start.checkpoint else 0
-    last = rounds[-1] if rounds else None
-    if last and last.is_made_of(inputs, settings) and not is_trained(update.save_path, last):
-        return dataclasses.replace(last, start=str(began or ""), start_step=step), start
-    name = new_name(update.save_path, datetime.now().astimezone())
-    earlier = next((one for one in rounds if began and one.name in began.parts), None)
+    same = find_unfinished(update.save_path, [one for one in rounds if one.is_made_of(inputs, settings)])
+    if same:
+        return dataclasses.replace(same, start=str(began or ""), start_step=step), start
+    name = new_name(update.save_path, datetime.now(UTC))
+    earlier = next((one for one in rounds if began and one.name in (began.name, began.parent.name)), None)
     run_id = earlier.wandb_run_id if earlier else re.sub(r"[^\w-]+", "-", f"{update.run_name}-{name}", flags=re.ASCII)
     newest = files[-1].number
-    return Round(name, inputs, settings, run_id[-128:], str(began or ""), step, newest_iteration=newest), start
+    record = Round(
+        name, inputs, settings, run_id[-128:], update.model or "", str(began or ""), step, newest_iteration=newest
+    )
+    return record, start
 
 
 def choose_start(update: UpdateConfig, rounds: list[Round], resume: str | None, base: Path) -> Start:
@@ -146,13 +145,13 @@ def choose_start(update: UpdateConfig, rounds: list[Round], resume: str | None, 
     if resume == "never":
         return Start(None)
     if resume in (None, "auto"):
-        return find_start(update.save_path, place_of(update), rounds)
+        return find_start(update.save_path, place_of(update), rounds, update.model or "")
     chosen = plan_resume(output_of(update.save_path, ""), local_path(str(resume), base))
     return Start(chosen.checkpoint, chosen.notes)
 
 
 def plan_round(
-    record: Round, start: Start, update: UpdateConfig, drawn: Sample, trainer: Trainer
+    record: Round, start: Start, update: UpdateConfig, rows: Written, trainer: Trainer
 ) -> tuple[Round, TrainConfig]:
     """Return what the trainer reads for a round, and the record with the step at which it ends.
 
@@ -165,10 +164,10 @@ def plan_round(
         update,
         dataset_dir=update.save_path / FOLDER,
         train_name=NAMES[TRAIN],
-        val_name=NAMES[EVAL] if len(drawn.val) else None,
+        val_name=NAMES[EVAL] if rows.val_rows else None,
         model=model,
         output_dir=output_of(update.save_path, record.name),
-        rows=len(drawn.train),
+        rows=rows.train_rows,
         gpus=gpus,
         template=update.trainer.get("template") or template_of(model),
         resume=start.checkpoint,
@@ -176,17 +175,17 @@ def plan_round(
         # with more GPUs than are here, the training is meant for another machine
         hardware=trainer.hardware if gpus <= len(trainer.hardware.gpus) else None,
     )
-    total = plan_steps(len(drawn.train), config.values.get, gpus).total
+    total = plan_steps(rows.train_rows, config.values.get, gpus).total
     return dataclasses.replace(record, total_steps=total), config
 
 
-def resuming(config: TrainConfig, checkpoint: Path | None) -> TrainConfig:
-    """Return the configuration of a training that goes on from a checkpoint."""
-    if checkpoint is None:
-        return config
-    key = "resume_from_checkpoint"
-    origin = {**config.origin, key: config.origin.get(key, "trainkit update")}
-    return dataclasses.replace(config, values={**config.values, key: str(checkpoint)}, origin=origin)
+def find_shorten(config: TrainConfig, trainer: Trainer) -> tuple[Shorten | None, tuple[Problem, ...]]:
+    """Return what makes a row fit into cutoff_len as this training counts its tokens; None with the reason."""
+    if trainer.schema is None:
+        return None, ()
+    form, problems = find_form(Prepared(config, trainer.schema, trainer.hardware, ()))
+    notes = tuple(problem for problem in problems if problem.level != "note")
+    return make_shorten(form, int(config.values["cutoff_len"])) if form else None, notes
 
 
 def model_of(update: UpdateConfig) -> str:
@@ -219,19 +218,21 @@ def template_of(model: str) -> str:
     return family.templates[0]
 
 
-def write_round_files(
-    prepared: PreparedRound, files: tuple[IterationFile, ...], on_file: Callable[[IterationFile], None]
-) -> None:
-    """Write the data, then what belongs to it; the trainer's configuration goes first and comes last.
+def begin_writing(update: UpdateConfig) -> Path:
+    """Return the folder of a round's data, without what a killed process left and without a configuration.
 
-    So wherever this is killed, a configuration that is there belongs to the data beside it.
-
-    Raises:
-        InputError: a file of rollouts changed while it was read.
+    The configuration is written last. So wherever this is killed, one that is there belongs to the data beside it.
     """
+    folder = update.save_path / FOLDER
+    (folder / CONFIG_FILE).unlink(missing_ok=True)
+    for place in (folder, record_file(update.save_path, "").parent):
+        remove_temporaries(place)
+    return folder
+
+
+def write_round_files(prepared: PreparedRound) -> None:
+    """Write what belongs to the data: the plan, the file for W&B, the round's record, and the configuration last."""
     folder, update = prepared.folder, prepared.update
-    prepared.config_file.unlink(missing_ok=True)
-    write_data(folder, files, prepared.drawn, on_file)
     write_json_atomic(folder / PLAN, plan_of(prepared))
     write_text_atomic(folder / WANDB_FILE, wandb_env(update, prepared.record.wandb_run_id))
     write_round(update.save_path, prepared.record)
@@ -240,60 +241,13 @@ def write_round_files(
 
 def plan_of(prepared: PreparedRound) -> dict[str, object]:
     """Return the sample's plan with what the iterations hold, as it is saved."""
-    drawn, found = prepared.drawn, prepared.found
+    found, rows = prepared.found, prepared.rows
     return {
-        **drawn.plan.to_json(),
-        "train_rows": len(drawn.train),
-        "val_rows": len(drawn.val),
+        **prepared.drawn.plan.to_json(),
+        "train_rows": rows.train_rows,
+        "val_rows": rows.val_rows,
+        "shortened": rows.shortened,
+        "too_long": rows.too_long,
         "left_out": left_out(found),
         "rollouts": [tally.to_json() for tally in found.tallies],
     }
-
-
-def going_on_from(record: Round, start: Start, update: UpdateConfig, *, anew: bool = False) -> Path | None:
-    """Return the checkpoint that a training goes on from: its own newest one after an interruption, else the start.
-
-    One whose learning rate is not the configured one is copied to checkpoints/resume/ and changed there. With `anew`
-    the training's own checkpoints do not count.
-
-    Raises:
-        ConfigError: its state is in a form in which the learning rate cannot be changed.
-    """
-    own = None if anew else find_newest_complete(output_of(update.save_path, record.name))
-    chosen = own or start.checkpoint
-    if chosen is None:
-        return None
-    rate = float(update.trainer["learning_rate"])
-    if all(math.isclose(rate, other, rel_tol=1e-6) for other in find_base_rates(chosen.path)):
-        return chosen.path
-    target = update.save_path / CHECKPOINTS / COPY / f"checkpoint-{chosen.step}"
-    remove(target.parent)
-    target.parent.mkdir(parents=True)
-    return with_learning_rate(chosen.path, target, rate, rewrite_rates)
-
-
-def rewrite_rates(folder: Path, files: list[str], learning_rate: float) -> None:
-    """Change the learning rate in the files of a copied checkpoint, in the trainer's environment.
-
-    Raises:
-        ConfigError: it cannot be done.
-    """
-    request = {"folder": str(folder), "files": files, "learning_rate": learning_rate}
-    env = environment.snapshot()
-    command = program_command(trainer_python(), INSIDE / "scheduler_lr.py", cwd=folder, env=env)
-    exit_code, out, err = capture(command, env=env, stdin=json.dumps(request))
-    report = last_json(out) or {}
-    if exit_code != 0 or not report.get("ok"):
-        reason = report.get("error") or "\n    ".join(err.strip().splitlines()[-3:])
-        raise ConfigError(
-            f"{folder}: the learning rate could not be changed: {reason}",
-            "--resume never trains the model's weights on with a new optimizer",
-        )
-
-
-def learning_rate_note(resume: Path | None, update: UpdateConfig) -> tuple[Problem, ...]:
-    """Return a word on a learning rate that was changed in a copy of the checkpoint."""
-    if resume is None or resume.parent.name != COPY:
-        return ()
-    message = f"{update.trainer['learning_rate']:g} from here on, in a copy of the checkpoint: {resume}"
-    return (Problem("learning_rate", message, level="note"),)

@@ -8,6 +8,7 @@ sampling_plan.json                          what was drawn from which iteration,
 from __future__ import annotations
 
 import os
+from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -30,9 +31,12 @@ if TYPE_CHECKING:
     from trainkit.sources.trajectories import IterationFile
     from trainkit.workflow.rollouts import Survey
 
+    Shorten = Callable[[bytes], tuple[bytes, int] | None]
+
 FOLDER = "llamafactory_data"
 NAMES = {TRAIN: "finetune_train", EVAL: "finetune_val"}
 PLAN = "sampling_plan.json"
+SINGULAR = {"trajectories": "trajectory", "steps": "step"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +48,16 @@ class Sample:
     plan: SamplingPlan
 
 
+@dataclass(frozen=True, slots=True)
+class Written:
+    """What was written: rows of each side, those that lost their oldest turns, and those left out as too long."""
+
+    train_rows: int
+    val_rows: int
+    shortened: int = 0
+    too_long: int = 0
+
+
 def draw_sample(update: UpdateConfig, found: Survey) -> Sample:
     """Return the steps that a round trains on.
 
@@ -51,9 +65,9 @@ def draw_sample(update: UpdateConfig, found: Survey) -> Sample:
         InputError: there is no step that can be trained on.
     """
     if not len(found.table):
-        reasons = ", ".join(f"{number} {reason}" for reason, number in left_out(found).items())
+        reasons = "; ".join(in_words(left_out(found))) or "there is none"
         raise InputError(
-            f"{update.save_path}: no step of the last iterations can be trained on ({reasons or 'there is none'})",
+            f"{update.save_path}: no step of the last iterations can be trained on; left out: {reasons}",
             "nothing was written",
         )
     quotas = plan_quotas(found.counts(), update.positive_samples_to_train, update.recency_bias_power)
@@ -62,29 +76,54 @@ def draw_sample(update: UpdateConfig, found: Survey) -> Sample:
     return Sample(train, val, plan)
 
 
-def left_out(found: Survey) -> dict[str, int]:
-    """Return how many trajectories and steps were left out of all iterations, by reason."""
-    total: dict[str, int] = {}
+def left_out(found: Survey) -> dict[str, dict[str, int]]:
+    """Return how many trajectories and how many steps of all iterations were left out, by reason."""
+    counts: dict[str, Counter[str]] = {"trajectories": Counter(), "steps": Counter()}
     for tally in found.tallies:
-        for reason, number in (*tally.unusable.items(), *tally.left_out.items()):
-            total[reason] = total.get(reason, 0) + number
-    return dict(sorted(total.items()))
+        counts["trajectories"].update(tally.unusable)
+        counts["steps"].update(tally.left_out)
+    return {what: dict(sorted(reasons.items())) for what, reasons in counts.items()}
+
+
+def in_words(counts: dict[str, dict[str, int]]) -> list[str]:
+    """Return what was left out: `["1 trajectory: 1 empty", "9 steps: 3 image file, 6 not successful"]`."""
+    words = []
+    for what, reasons in counts.items():
+        total = sum(reasons.values())
+        listed = ", ".join(f"{number:,} {reason}" for reason, number in reasons.items())
+        words += [f"{total:,} {SINGULAR[what] if total == 1 else what}: {listed}"] if total else []
+    return words
 
 
 def write_data(
-    folder: Path, files: tuple[IterationFile, ...], drawn: Sample, on_file: Callable[[IterationFile], None]
-) -> None:
+    folder: Path,
+    files: tuple[IterationFile, ...],
+    drawn: Sample,
+    on_file: Callable[[IterationFile], None],
+    shorten: Shorten | None = None,
+) -> Written:
     """Write a round's rows and their registry; a file is replaced whole or not at all.
 
+    Args:
+        folder: of the registry.
+        files: the iterations.
+        drawn: which steps.
+        on_file: told of each file before it is read.
+        shorten: makes a row fit into cutoff_len by leaving out its oldest turns; None for a row that cannot.
+
     Raises:
-        InputError: a file of rollouts changed while it was read.
+        InputError: a file of rollouts changed while it was read, or no row is left to train on.
     """
     sides = {TRAIN: drawn.train, EVAL: drawn.val}
+    changed: Counter[str] = Counter()
     with staging_folder(folder, dry_run=False) as staging:
         with Stage(staging) as stage:
             for file in files:
                 on_file(file)
-                stage_steps(stage, file, {side: steps_of(table, file.number) for side, table in sides.items()})
+                wanted = {side: steps_of(table, file.number) for side, table in sides.items()}
+                stage_steps(stage, file, wanted, shorten, changed)
+        if not stage.rows_of(TRAIN):
+            raise InputError(f"{folder}: every row is longer than cutoff_len, its last turn alone", "raise cutoff_len")
         written = stage.settle()
         for side, name in NAMES.items():
             settle_side((staging or folder) / side_file(side), folder / f"{name}.jsonl")
@@ -95,6 +134,7 @@ def write_data(
     }
     others = {name: entry for name, entry in load_registry(folder).items() if name not in NAMES.values()}
     write_json_atomic(folder / REGISTRY, others | entries)
+    return Written(stage.rows_of(TRAIN), stage.rows_of(EVAL), changed["shortened"], changed["too long"])
 
 
 def steps_of(table: StepTable, iteration: int) -> set[tuple[int, int]]:
@@ -104,7 +144,13 @@ def steps_of(table: StepTable, iteration: int) -> set[tuple[int, int]]:
     return set(zip(trajectories, steps, strict=True))
 
 
-def stage_steps(stage: Stage, file: IterationFile, wanted: Mapping[str, set[tuple[int, int]]]) -> None:
+def stage_steps(
+    stage: Stage,
+    file: IterationFile,
+    wanted: Mapping[str, set[tuple[int, int]]],
+    shorten: Shorten | None,
+    changed: Counter[str],
+) -> None:
     """Stage the rows of the wanted steps of an iteration, each on its side.
 
     Raises:
@@ -115,8 +161,13 @@ def stage_steps(stage: Stage, file: IterationFile, wanted: Mapping[str, set[tupl
         return
     num_rows = 0
     for place, row in read_steps(file, Tally(file.number), wanted=everything):
-        stage.add(TRAIN if place[1:3] in wanted[TRAIN] else EVAL, row)
         num_rows += 1
+        fitting = shorten(row) if shorten else (row, 0)
+        if fitting is None:
+            changed["too long"] += 1
+            continue
+        changed["shortened"] += fitting[1] > 0
+        stage.add(TRAIN if place[1:3] in wanted[TRAIN] else EVAL, fitting[0])
     if num_rows != len(everything):
         raise InputError(f"{file.path}: changed while it was read, or its images did", "wait until it is written")
 

@@ -15,37 +15,45 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from trainkit import environment
+from trainkit.dataset.findings import strict
 from trainkit.dataset.short import make_is_short
 from trainkit.datatypes import Problem
-from trainkit.errors import EnvironmentProblem, TrainkitError, UsageProblem
+from trainkit.errors import EnvironmentProblem, ProblemsFound, UsageProblem
 from trainkit.files import locked
 from trainkit.plan.arguments import load_arguments
 from trainkit.plan.hardware import find_hardware
-from trainkit.plan.update import count_gpus, load_update, wandb_values
-from trainkit.runs.checkpoints import find_step
+from trainkit.plan.update import count_gpus, load_update
 from trainkit.runs.exchange import remove
 from trainkit.runs.handover import hand_over, recover
-from trainkit.runs.rounds import CHECKPOINTS, COPY, find_model, load_rounds, output_of, remove_old, write_round
+from trainkit.runs.rounds import (
+    CHECKPOINTS,
+    COPY,
+    find_model,
+    find_started,
+    load_rounds,
+    output_of,
+    remove_old,
+    write_round,
+)
 from trainkit.sources.trajectories import find_iterations
-from trainkit.workflow.prepare import Settings, cache_folder, trainer_python, writing
+from trainkit.workflow.prepare import cache_folder, trainer_python, writing
 from trainkit.workflow.rollouts import survey
 from trainkit.workflow.round import (
     PreparedRound,
     Trainer,
+    begin_writing,
     digest_of,
     draft_round,
-    going_on_from,
+    find_shorten,
     inputs_of,
-    learning_rate_note,
     model_of,
     place_of,
     plan_round,
-    resuming,
     write_round_files,
 )
-from trainkit.workflow.round_data import draw_sample
-from trainkit.workflow.start import TrainOptions
-from trainkit.workflow.train import train
+from trainkit.workflow.round_data import Written, draw_sample, write_data
+from trainkit.workflow.round_resume import going_on_from, learning_rate_note, resuming
+from trainkit.workflow.round_train import refuse_useless, train_round
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -53,7 +61,7 @@ if TYPE_CHECKING:
     from trainkit.datatypes import Step
     from trainkit.plan.update import UpdateConfig
     from trainkit.runs.handover import Handover
-    from trainkit.runs.rounds import Round, Start
+    from trainkit.runs.rounds import Round
     from trainkit.runs.store import Run
     from trainkit.sources.trajectories import IterationFile
     from trainkit.workflow.start import Monitor, TrainPlan
@@ -169,7 +177,7 @@ def find_trainer_here(*, must: bool) -> tuple[Trainer, tuple[Problem, ...]]:
     except EnvironmentProblem as error:
         if must:
             raise
-        note = Problem("llamafactory", f"its keys are not checked: {error.message}", error.hint, "note")
+        note = Problem("llamafactory", f"only the update's own keys can be set: {error.message}", error.hint, "note")
         return Trainer(None, hardware, env), (note,)
 
 
@@ -191,7 +199,7 @@ def run_round(config: UpdateConfig, options: UpdateOptions, trainer: Trainer, ba
         recover(place)
     files = tuple(find_iterations(config.save_path, config.last_n_iterations))
     rounds = load_rounds(config.save_path)
-    if options.train and (done := finish_last(config, files, rounds, options, told)):
+    if options.train and not options.again and (done := finish_last(config, files, rounds, options, told)):
         return done
     prepared = prepare_round(config, files, rounds, options, trainer, base, told)
     told.prepared(prepared)
@@ -206,18 +214,25 @@ def run_round(config: UpdateConfig, options: UpdateOptions, trainer: Trainer, ba
 def finish_last(
     config: UpdateConfig, files: tuple[IterationFile, ...], rounds: list[Round], options: UpdateOptions, told: Told
 ) -> UpdateResult | None:
-    """Return the result when the last round of these rollouts needs no training any more; None when it does.
+    """Return the result when a round of these rollouts needs no training any more; None when it does.
 
     A model that was trained and not handed over, as the call was killed in between, is handed over.
+
+    Raises:
+        TrainkitError: such a model is of no use, or not complete.
     """
-    last = rounds[-1] if rounds else None
-    if last is None or not last.is_made_of(inputs_of(files), digest_of(config)):
+    inputs, settings = inputs_of(files), digest_of(config)
+    alike = [one for one in rounds if one.is_made_of(inputs, settings)]
+    last = find_started(config.save_path, alike)
+    place = place_of(config)
+    if last is None or last.state == "refused":
         return None
-    if last.state != "handed over" and find_model(config.save_path, last):
-        return hand_over_round(config, last, told)
-    if last.state == "handed over" and not options.again:
-        return UpdateResult("nothing to do", last, place_of(config))
-    return None
+    if last.state == "handed over" and (place.is_dir() or not find_model(config.save_path, last)):
+        return UpdateResult("nothing to do", last, place) if place.is_dir() else None
+    if options.dry_run or not find_model(config.save_path, last):
+        return None
+    refuse_useless(config.save_path, last)
+    return hand_over_round(config, last, told)
 
 
 def prepare_round(
@@ -239,75 +254,33 @@ def prepare_round(
     is_short = make_is_short(model_of(config), least) if least > 0 else None
     found = survey(files, skip_bad=options.skip_bad, is_short=is_short, on_file=on_file)
     drawn = draw_sample(config, found)
-    record, train_config = plan_round(record, start, config, drawn, trainer)
+    rows = Written(len(drawn.train), len(drawn.val))
+    record, train_config = plan_round(record, start, config, rows, trainer)
     record = dataclasses.replace(record, sampling=drawn.plan.to_json())
-    notes = (*config.notes, *found.problems, *start.notes, *train_config.notes)
+    notes = (*config.notes, *found.problems, *start.notes)
+    check_strict((*notes, *train_config.notes), options)
     if options.dry_run:
-        return PreparedRound(record, config, found, drawn, train_config, start_path(start), notes)
+        path = start.checkpoint.path if start.checkpoint else None
+        return PreparedRound(record, config, found, drawn, rows, train_config, path, (*notes, *train_config.notes))
+    shorten, doubts = find_shorten(train_config, trainer)
     told.stage("writing the data")
+    rows = write_data(begin_writing(config), found.files, drawn, on_file, shorten)
+    record, train_config = plan_round(record, start, config, rows, trainer)
     resume = going_on_from(record, start, config, anew=options.resume not in (None, "auto"))
-    notes = (*notes, *learning_rate_note(resume, config))
-    prepared = PreparedRound(record, config, found, drawn, resuming(train_config, resume), resume, notes)
-    write_round_files(prepared, found.files, on_file)
+    notes = (*notes, *doubts, *train_config.notes, *learning_rate_note(resume, config))
+    prepared = PreparedRound(record, config, found, drawn, rows, resuming(train_config, resume), resume, notes)
+    write_round_files(prepared)
     return prepared
 
 
-def start_path(start: Start) -> Path | None:
-    """Return the checkpoint that a round starts from."""
-    return start.checkpoint.path if start.checkpoint else None
-
-
-def train_round(prepared: PreparedRound, options: UpdateOptions, trainer: Trainer, told: Told) -> TrainResult:
-    """Train a round and check that something came of it.
+def check_strict(notes: tuple[Problem, ...], options: UpdateOptions) -> None:
+    """Check that a training that is to be strict meets no warning.
 
     Raises:
-        TrainkitError: it made no step, or its loss is no number: the model would be of no use.
+        ProblemsFound: it does.
     """
-    settings = Settings(
-        prepared.config_file,
-        base=prepared.update.save_path,
-        name=prepared.record.name,
-        complete=True,
-        environment=training_environment(prepared, trainer),
-    )
-    resume = str(prepared.resume) if prepared.resume else "never"
-    told.stage("checking the training")
-    how = TrainOptions(resume, options.monitor, strict=options.strict)
-    result = train(settings, how, told.started, told.step, told.looked)
-    if failed := [note for note in result.notes if note.where == "train_loss"]:
-        raise TrainkitError(
-            f"{result.output_dir}: is not handed over: {failed[0].message}", failed[0].hint or "look into its log"
-        )
-    check_advanced(prepared, result)
-    return result
-
-
-def check_advanced(prepared: PreparedRound, result: TrainResult) -> None:
-    """Check that a training is further than the step it started from.
-
-    Raises:
-        TrainkitError: it is not.
-    """
-    step, start = find_step(result.output_dir), prepared.record.start_step
-    if step is None or step <= start:
-        raise TrainkitError(
-            f"{result.output_dir}: is not handed over: it ended at step {step}, and it started from {start}",
-            f"the trainer's log is {result.run.log_file}",
-        )
-
-
-def training_environment(prepared: PreparedRound, trainer: Trainer) -> dict[str, str]:
-    """Return what the training finds in its environment: W&B's run, its key, the GPUs that are to be used."""
-    config = prepared.update
-    values = wandb_values(config, prepared.record.wandb_run_id)
-    key = trainer.environ.get(config.wandb_key_env_var)
-    if values and key:
-        values["WANDB_API_KEY"] = key
-    if config.num_gpus is not None and config.num_gpus < len(trainer.hardware.gpus):
-        shown = trainer.environ.get("CUDA_VISIBLE_DEVICES")
-        devices = shown.split(",") if shown else list(map(str, range(len(trainer.hardware.gpus))))
-        values["CUDA_VISIBLE_DEVICES"] = ",".join(devices[: config.num_gpus])
-    return values
+    if options.train and options.strict and any(note.level == "warning" for note in notes):
+        raise ProblemsFound("a warning is an error (--strict); nothing was started", strict(notes))
 
 
 def hand_over_round(config: UpdateConfig, record: Round, told: Told) -> UpdateResult:

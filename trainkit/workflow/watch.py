@@ -5,17 +5,21 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING
 
-from trainkit.errors import InputError, UsageProblem
+from trainkit.errors import UsageProblem
 from trainkit.launch.stop import stoppable
 from trainkit.plan.update import load_update
 from trainkit.runs.rounds import load_rounds
-from trainkit.sources.trajectories import find_iterations
+from trainkit.sources.trajectories import FOLDER, find_iterations, iteration_of
 from trainkit.workflow.round import inputs_of
-from trainkit.workflow.update import DEFAULT_CONFIG, Told, UpdateOptions, UpdateResult, update
+from trainkit.workflow.update import DEFAULT_CONFIG, Told, UpdateOptions, UpdateResult, find_trainer_here, update
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
+
+    from trainkit.launch.stop import Stop
+    from trainkit.runs.store import Run
+    from trainkit.workflow.start import TrainPlan
 
 ALL = 1 << 62
 
@@ -55,19 +59,16 @@ def watch(
     """
     if waiting.every < 1 or waiting.poll_seconds <= 0:
         raise UsageProblem("--every and --poll: must be above 0")
-    config = load_update(base / (file or DEFAULT_CONFIG), overrides, base=base)
+    trainer, _ = find_trainer_here(must=True)
+    config = load_update(base / (file or DEFAULT_CONFIG), overrides, base=base, schema=trainer.schema)
     with stoppable() as stop:
-
-        def stage(words: str) -> None:
-            stop.check()
-            told.stage(words)
-
+        checked = stopping(told, stop)
         seen: dict[str, list[int]] = {}
         while True:
             states = find_states(config.save_path)
-            new = count_new(config.save_path)
+            new = count_new(config.save_path, states)
             if new >= waiting.every and states == seen:
-                on_result(update(file, overrides, options, base, dataclasses.replace(told, stage=stage)))
+                on_result(update(file, overrides, options, base, checked))
             elif new < waiting.every:
                 told.stage(f"waiting for rollouts: {new} of {waiting.every} new iterations")
             seen = states
@@ -75,21 +76,35 @@ def watch(
                 return
 
 
+def stopping(told: Told, stop: Stop) -> Told:
+    """Return what is called while a round runs so that a signal ends the round before its training."""
+
+    def stage(words: str) -> None:
+        stop.check()
+        told.stage(words)
+
+    def looked(done: int, total: int | None) -> None:
+        stop.check()
+        told.looked(done, total)
+
+    def started(plan: TrainPlan, run: Run) -> None:
+        stop.check()
+        told.started(plan, run)
+
+    return dataclasses.replace(told, stage=stage, looked=looked, started=started)
+
+
 def find_states(save_path: Path) -> dict[str, list[int]]:
     """Return size and time of change of every iteration's file; empty while there is none."""
-    try:
-        return inputs_of(tuple(find_iterations(save_path, ALL)))
-    except InputError:
-        if any((save_path / "train_trajectories").glob("train_trajectories.*iteration*")):
-            raise
+    folder = save_path / FOLDER
+    if not folder.is_dir() or not any(map(iteration_of, folder.iterdir())):
         return {}
+    return inputs_of(tuple(find_iterations(save_path, ALL)))
 
 
-def count_new(save_path: Path) -> int:
+def count_new(save_path: Path, states: dict[str, list[int]]) -> int:
     """Return how many iterations are newer than those of the last round that was handed over."""
-    done = [one.newest_iteration for one in load_rounds(save_path) if one.state == "handed over"]
-    try:
-        files = find_iterations(save_path, ALL)
-    except InputError:
+    if not states:
         return 0
-    return sum(file.number > max(done, default=-1) for file in files)
+    done = [one.newest_iteration for one in load_rounds(save_path) if one.state == "handed over"]
+    return sum(file.number > max(done, default=-1) for file in find_iterations(save_path, ALL))

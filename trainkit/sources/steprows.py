@@ -3,30 +3,24 @@
 The prompt's messages become turns that alternate, as the trainer skips any other row: the system message goes into its
 own column, and several user messages in a row are joined by an empty line ("joined user messages" in the counts).
 
-The trainer counts `<image>`, `<video>` and `<audio>` in every turn and stops unless there are as many media. So there
-is one `<image>` where an image was, and where a page or the model has written such a mark, a space makes it ordinary
-text: `< image>` ("marks in text" in the counts). So with `<|image_pad|>`, one token of an image in Qwen's tokenizers.
+There is one `<image>` where an image was, and a mark that a page or the model has written is made ordinary text
+("marks in text" in the counts): see `marks`.
 """
 
 from __future__ import annotations
 
-import re
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import unquote
 
 import msgspec
 
 from trainkit.errors import Rejected
+from trainkit.sources.marks import IMAGE, check_images, escape, local_path
 
 if TYPE_CHECKING:
     from collections import Counter
 
     from trainkit.sources.steps import Trajectory
 
-IMAGE = "<image>"
-# what the trainer, and the tokenizers of the Qwen-VL family, take for a medium
-MARK = re.compile(r"<(image|video|audio|\|image_pad\||\|video_pad\|)>")
 ROLES = {"user": "human", "assistant": "gpt", "system": "system"}
 
 
@@ -135,40 +129,11 @@ def text_of(message: Spoken, images: list[str], changes: dict[str, int]) -> str:
     return IMAGE.join(escape(run, changes) for run in runs)
 
 
-def escape(text: str, changes: dict[str, int]) -> str:
-    """Return a text in which nothing is taken for a mark: `<video>` becomes `< video>`."""
-    if "<" not in text:
-        return text
-    text, number = MARK.subn(r"< \1>", text)
-    changes["marks in text"] += number
-    return text
-
-
 def url_of(part: Part) -> str:
     url = part.image_url.get("url") if isinstance(part.image_url, dict) else part.image_url or part.image
     if not isinstance(url, str):
         raise Rejected("unknown content", f"a part of type {part.type!r} without an address")
     return url
-
-
-def local_path(url: str) -> str:
-    """Return the path that a `file://` address names; an absolute path is itself.
-
-    Its %20 and the like are decoded, unless only the path as it is written is there: not every writer encodes.
-    """
-    if url.startswith("/"):
-        return url
-    path = url.removeprefix("file://").removeprefix("localhost")
-    if not url.startswith("file://") or not path.startswith("/"):
-        raise Rejected("image file", f"{url[:80]}: is not a file of this machine")
-    decoded = unquote(path)
-    return path if decoded != path and not Path(decoded).is_file() and Path(path).is_file() else decoded
-
-
-def check_images(images: list[str]) -> None:
-    for path in images:
-        if not Path(path).is_file():
-            raise Rejected("image file", f"{path}: no such file")
 
 
 def check_turns(turns: list[tuple[str, str]]) -> None:

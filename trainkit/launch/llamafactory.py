@@ -50,26 +50,27 @@ def train_command(
         bin_dir: the folder of llamafactory-cli and torchrun (see `find_trainer`).
         cwd: the run folder.
         env: the environment that the command will be laid over; NPROC_PER_NODE, NNODES and the other words of a
-            distributed start stay as the user set them.
+            distributed start stay as the user set them, unless `extra_env` has them.
         deepspeed: the config names a DeepSpeed file, which needs torchrun even on one device.
         gpu_count: visible GPUs; with more than one LLaMA-Factory calls torchrun by itself.
-        extra_env: further additions, as from monitoring.
+        extra_env: further additions, as from monitoring and from `nodes.node_environment`.
 
     Raises:
         EnvironmentProblem: torchrun would be called from an environment whose path holds a space.
         ConfigError: the config's path holds a space that cannot be avoided, or a process count is no number.
     """
-    forced = deepspeed or _count(env, "NPROC_PER_NODE") > 1 or _count(env, "NNODES") > 1
-    torchrun = forced or gpu_count > 1 or _is_on(env, "FORCE_TORCHRUN")
+    seen = {**env, **(extra_env or {})}
+    forced = deepspeed or _count(seen, "NPROC_PER_NODE") > 1 or _count(seen, "NNODES") > 1
+    torchrun = forced or gpu_count > 1 or _is_on(seen, "FORCE_TORCHRUN")
     if torchrun and _has_space(bin_dir):
         raise EnvironmentProblem(
             f"{bin_dir}: LLaMA-Factory cannot start torchrun from a path with a space",
             "move the environment to a folder without spaces in its path",
         )
-    additions: dict[str, str] = {**_base_env(bin_dir, env), **(extra_env or {})}
+    additions: dict[str, str] = {**base_env(bin_dir, env), **(extra_env or {})}
     if forced:
         additions["FORCE_TORCHRUN"] = "1"
-    if torchrun and not gpu_count and not env.get("NPROC_PER_NODE"):
+    if torchrun and not gpu_count and not seen.get("NPROC_PER_NODE"):
         # LLaMA-Factory counts GPUs here, and torchrun refuses to start 0 processes
         additions["NPROC_PER_NODE"] = "1"
     return Command((str(bin_dir / PROGRAM), "train", _config_word(config_file, cwd)), cwd, additions)
@@ -77,15 +78,16 @@ def train_command(
 
 def export_command(config_file: Path, *, bin_dir: Path, cwd: Path, env: Mapping[str, str]) -> Command:
     """Return the command that merges an adapter, or copies a full model, as `config_file` says."""
-    return Command((str(bin_dir / PROGRAM), "export", str(config_file)), cwd, _base_env(bin_dir, env))
+    return Command((str(bin_dir / PROGRAM), "export", str(config_file)), cwd, base_env(bin_dir, env))
 
 
 def program_command(python: Path, script: Path, *args: str, cwd: Path, env: Mapping[str, str]) -> Command:
     """Return the command for one of the programs in trainkit/inside, run by the trainer's own python."""
-    return Command((str(python), str(script), *args), cwd, _base_env(python.parent, env))
+    return Command((str(python), str(script), *args), cwd, base_env(python.parent, env))
 
 
-def _base_env(bin_dir: Path, env: Mapping[str, str]) -> dict[str, str]:
+def base_env(bin_dir: Path, env: Mapping[str, str]) -> dict[str, str]:
+    """Return the additions that every program of the trainer's environment gets."""
     path = os.pathsep.join(part for part in (str(bin_dir), env.get("PATH", "")) if part)
     # unbuffered, so that the log holds the last words of a process that was killed
     return {"PATH": path, "PYTHONUNBUFFERED": "1"}

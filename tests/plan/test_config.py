@@ -4,6 +4,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import yaml
 
 from trainkit.datatypes import Gpu, Hardware
 from trainkit.errors import UsageProblem
@@ -86,6 +87,45 @@ def test_the_models_family_chooses_the_template(
     assert (config.values["template"], config.origin["template"]) == (template, origin)
     assert config.origin["stage"] == f"template {start}"
     assert words(config) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "start", "values"),
+    [
+        ("", "lora", {"learning_rate": 1e-4, "lora_rank": 64, "pref_beta": None}),
+        ("quantization_bit: 4", "qlora", {"learning_rate": 1e-4, "quantization_bit": 4}),
+        ("quantization_bit: 8\nfinetuning_type: oft", "qlora", {"quantization_bit": 8}),
+        ("quantization_bit: 0", "lora", {"quantization_bit": None}),
+        ("quantization_bit: 4\nfinetuning_type: full", "full", {"quantization_bit": 4}),
+        ("stage: rm", "rm", {"learning_rate": 1e-4, "num_train_epochs": 1.0, "lora_rank": 64}),
+        ("stage: dpo", "dpo", {"learning_rate": 5e-6, "pref_beta": 0.1, "pref_loss": "sigmoid", "lora_rank": 64}),
+        ("stage: kto", "kto", {"learning_rate": 5e-6, "pref_beta": 0.1, "per_device_train_batch_size": 2}),
+        ("stage: dpo\nquantization_bit: 4", "dpo", {"quantization_bit": 4, "learning_rate": 5e-6}),
+        ("stage: rm\nfinetuning_type: full", "rm", {"learning_rate": 1e-5, "lora_rank": None, "lora_target": None}),
+        ("stage: dpo\nfinetuning_type: full", "dpo", {"learning_rate": 5e-7, "pref_beta": 0.1, "lora_rank": None}),
+        ("stage: kto\nfinetuning_type: freeze", "kto", {"learning_rate": 5e-7, "lora_alpha": None}),
+        ("stage: dpo\nlearning_rate: 1e-6\nfinetuning_type: full", "dpo", {"learning_rate": 1e-6}),
+        ("stage: pt\nfinetuning_type: full", "full", {"learning_rate": 1e-5}),
+        ("stage: dop", "lora", {"stage": "dop", "learning_rate": 1e-4}),
+    ],
+)
+def test_stage_method_and_bits_choose_the_template(
+    text: str, start: str, values: dict[str, Any], build: Build, model: Path
+) -> None:
+    config = build(text)
+    assert config.origin["weight_decay"] == f"template qwen/{start}"
+    assert {key: config.values.get(key) for key in values} == values
+
+
+@pytest.mark.parametrize("kind", ["full_z2", "full_z3", "dpo", "qlora"])
+def test_a_template_named_by_hand_is_a_file_like_any_other(kind: str, build: Build, model: Path) -> None:
+    text = (templates_folder() / "qwen" / f"{kind}.yaml").read_text()
+    named = yaml.safe_load(text)
+    config = build(text, "num_train_epochs=7")
+    same = {"learning_rate", "cutoff_len", "stage", "finetuning_type", "per_device_train_batch_size"}
+    assert {key: config.values[key] for key in same} == {key: named[key] for key in same}
+    assert {config.origin[key].partition(":")[0] for key in same} == {"training_config.yaml"}
+    assert config.values["num_train_epochs"] == 7
 
 
 @pytest.mark.parametrize(

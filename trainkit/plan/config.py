@@ -14,7 +14,8 @@ from trainkit.plan.families import find_family
 from trainkit.plan.keys import Draft, translate_keys
 from trainkit.plan.machine import adapt_to_machine
 from trainkit.plan.paths import absolute_paths, local_path
-from trainkit.plan.templates import find_template
+from trainkit.plan.templates import find_template, load_template
+from trainkit.plan.thinking import follow_thoughts
 from trainkit.plan.yamlfile import load_yaml, parse_scalar
 
 if TYPE_CHECKING:
@@ -51,6 +52,7 @@ def build_config(
     templates: Path,
     base: Path,
     complete: bool = False,
+    has_thoughts: bool | None = None,
 ) -> TrainConfig:
     """Return the complete configuration for the trainer.
 
@@ -63,6 +65,7 @@ def build_config(
         templates: the folder of trainkit's templates.
         base: the folder that relative paths start from.
         complete: the sources say everything, so that no template is laid under them.
+        has_thoughts: the answers of the training data hold think blocks; None is not known.
 
     Raises:
         ConfigError: the user's file cannot be read.
@@ -73,7 +76,7 @@ def build_config(
         _options_source(options, schema),
         _overrides_source(overrides, schema),
     ]
-    draft = Draft({}, {}) if complete else _start(sources, schema, templates, base)
+    draft = Draft({}, {}) if complete else _start(sources, schema, templates, base, has_thoughts)
     for source in sources:
         _lay_over(draft, source)
     _settle_evaluation(draft)
@@ -127,16 +130,21 @@ def _overrides_source(overrides: Sequence[str], schema: TrainerSchema) -> Draft:
     return translate_keys(values, dict.fromkeys(values, COMMAND_LINE), schema)
 
 
-def _start(sources: Sequence[Draft], schema: TrainerSchema, templates: Path, base: Path) -> Draft:
-    """Return the template that fits the model and the method which the sources name."""
+def _start(
+    sources: Sequence[Draft], schema: TrainerSchema, templates: Path, base: Path, has_thoughts: bool | None
+) -> Draft:
+    """Return the template that fits the model, the stage and the method which the sources name."""
     model = _last(sources, "model_name_or_path") or "./model"
-    method = _last(sources, "finetuning_type") or "lora"
+    method, stage = str(_last(sources, "finetuning_type") or "lora"), str(_last(sources, "stage") or "sft")
     family = _family(local_path(str(model), base))
-    file = find_template(templates, family, str(method))
-    values = load_yaml(file).values | {"finetuning_type": method}
+    file = find_template(templates, family, method, stage, _last(sources, "quantization_bit"))
+    values = load_template(file, method)
     draft = Draft(values, dict.fromkeys(values, f"template {file.parent.name}/{file.stem}"))
     if _last(sources, "template") is None:
         _choose_chat_template(draft, family, str(model), schema)
+        # who sets enable_thinking speaks of the thinking template: the other one does not read it
+        if has_thoughts is not None and _last(sources, "enable_thinking") is None:
+            follow_thoughts(draft, schema, has_thoughts=has_thoughts)
     return draft
 
 

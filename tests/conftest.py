@@ -190,6 +190,7 @@ def place(
         "train",
         "export",
         "chat",
+        "serve",
         "init",
         "form",
         "validate",

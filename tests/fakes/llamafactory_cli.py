@@ -10,8 +10,10 @@ import json
 import os
 import pickle
 import sys
+import threading
 import time
 import zipfile
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -19,6 +21,7 @@ import yaml
 
 KNOWN = set(json.loads((Path(__file__).parent.parent / "plan" / "schema.json").read_text())["arguments"])
 KEYS = ("SWANLAB_API_KEY", "WANDB_API_KEY", "HF_TOKEN", "MODELSCOPE_API_TOKEN", "FORCE_TORCHRUN", "NPROC_PER_NODE")
+SERVING = ("API_HOST", "API_PORT", "API_MODEL_NAME", "API_KEY", "API_VERBOSE")
 TOLD = json.loads(os.environ.get("FAKE_TRAINER") or "{}")
 
 
@@ -28,7 +31,7 @@ def refuse(why: str) -> NoReturn:
 
 
 def load_config() -> dict[str, Any]:
-    if len(sys.argv) != 3 or sys.argv[1] not in ("train", "export"):
+    if len(sys.argv) != 3 or sys.argv[1] not in ("train", "export", "api"):
         refuse(f"called with {sys.argv[1:]}")
     values = yaml.safe_load(Path(sys.argv[2]).read_text(encoding="utf-8"))
     if unknown := set(values) - KNOWN:
@@ -41,12 +44,13 @@ def load_config() -> dict[str, Any]:
 
 
 def write_down(values: dict[str, Any]) -> None:
+    known = SERVING if sys.argv[1] == "api" else KEYS
     call = {
         "program": sys.argv[1],
         "cwd": str(Path.cwd()),
         "file": sys.argv[2],
         "values": values,
-        "env": {name: os.environ[name] for name in os.environ if name in KEYS or name.startswith("WANDB_")},
+        "env": {name: os.environ[name] for name in os.environ if name in known or name.startswith("WANDB_")},
     }
     with Path(os.environ["FAKE_CALLS"]).open("a") as file:
         file.write(json.dumps(call) + "\n")
@@ -155,7 +159,42 @@ def export(values: dict[str, Any]) -> None:
         sys.exit(TOLD["export_exit"])
 
 
+def api(values: dict[str, Any]) -> None:
+    """Serve until a signal (`wait`), or until a moment after the first one asked for its models."""
+    if (values["finetuning_type"] == "lora") != ("adapter_name_or_path" in values):
+        refuse("an adapter goes with finetuning_type lora, and only with it")
+    print(TOLD.get("log", ""), flush=True)
+    time.sleep(TOLD.get("load", 0))
+    if TOLD.get("exit"):
+        sys.exit(TOLD["exit"])
+    where = (os.environ["API_HOST"], int(os.environ["API_PORT"]))
+    with ThreadingHTTPServer(where, Api) as server:
+        server.serve_forever(poll_interval=0.05)
+
+
+class Api(BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        self.answer("application/json", json.dumps({"data": [{"id": os.environ["API_MODEL_NAME"]}]}))
+        if not TOLD.get("wait"):
+            threading.Timer(0.7, self.server.shutdown).start()
+
+    def do_POST(self) -> None:
+        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        text = f"{len(asked['messages'])} {asked['messages'][-1]['content']}"
+        chunks = [{"choices": [{"delta": {"content": piece}}]} for piece in text.partition(" ")]
+        events = "".join(f"data: {json.dumps(chunk)}\n\n" for chunk in chunks)
+        self.answer("text/event-stream", events + "data: [DONE]\n\n")
+
+    def answer(self, kind: str, text: str) -> None:
+        key = os.environ.get("API_KEY")
+        known = key is None or self.headers["Authorization"] == f"Bearer {key}"
+        self.send_response(200 if known else 401)
+        self.send_header("Content-Type", kind)
+        self.end_headers()
+        self.wfile.write(text.encode() if known else b'{"detail": "Invalid API key."}')
+
+
 if __name__ == "__main__":
     config = load_config()
     write_down(config)
-    (train if sys.argv[1] == "train" else export)(config)
+    {"train": train, "export": export, "api": api}[sys.argv[1]](config)

@@ -1,13 +1,19 @@
 from __future__ import annotations
 
+import io
 import json
 import shutil
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from trainkit.workflow import chat
+
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from tests.conftest import Place
 
@@ -183,3 +189,165 @@ def test_output_dir_may_stand_on_the_command_line_of_the_training_only(ready: Pl
     assert ready.trainkit("chat", "-m", "x", "--evaluation-type", "clip").code == 0
     (asked,) = ready.calls("chat")
     assert (asked["model"], asked["prefix"]) == ("a/hub-name", "[EVAL_TYPE: clip] ")
+
+
+class Served(BaseHTTPRequestHandler):
+    """Answers with the number of the request, in two pieces; any model but `rm` is unknown to it."""
+
+    models = ("rm",)
+    asked: list[dict[str, Any]]
+
+    def do_GET(self) -> None:
+        self.answer(200, json.dumps({"data": [{"id": name} for name in self.models]}))
+
+    def do_POST(self) -> None:
+        sent = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.asked.append(sent)
+        if sent["model"] != "rm":
+            self.answer(404, json.dumps({"error": {"message": f"The model {sent['model']} does not exist."}}))
+            return
+        pieces = [{"choices": [{"delta": {"content": piece}}]} for piece in ("answer ", str(len(self.asked)))]
+        self.answer(
+            200, "".join(f"data: {json.dumps(piece)}\n\n" for piece in pieces) + "data: [DONE]\n\n", "event-stream"
+        )
+
+    def answer(self, status: int, text: str, kind: str = "") -> None:
+        self.send_response(status)
+        self.send_header("Content-Type", f"text/{kind}" if kind else "application/json")
+        self.end_headers()
+        self.wfile.write(text.encode())
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def url() -> Iterator[str]:
+    """The address of a server; `Served.asked` is what it was asked."""
+    Served.asked = []
+    with HTTPServer(("127.0.0.1", 0), Served) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}/v1"
+        server.shutdown()
+        thread.join()
+
+
+def said(*texts: str) -> list[dict[str, str]]:
+    roles = ("user", "assistant")
+    return [{"role": roles[number % 2], "content": text} for number, text in enumerate(texts)]
+
+
+def type_in(monkeypatch: pytest.MonkeyPatch, text: bytes) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(text), encoding="utf-8"))
+
+
+def test_a_server_is_asked_one_message(place: Place, url: str) -> None:
+    words = ["--evaluation-type", "clip", "--category", "search", "--model-name", "kimi", "--task-id", "qa_1"]
+    how = ["--system", "Be brief.", "--max-new-tokens", "9", "--temperature", "0"]
+    done = place.trainkit("chat", "--url", url, "-m", "Judge this.", *words, *how)
+    assert (done.code, done.out, done.err) == (0, "answer 1\n", "")
+    prompt = "[EVAL_TYPE: clip] [MODEL: kimi] [TASK: qa_1] [CATEGORY: search] Judge this."
+    assert Served.asked == [
+        {
+            "model": "rm",
+            "max_tokens": 9,
+            "temperature": 0.0,
+            "messages": [{"role": "system", "content": "Be brief."}, *said(prompt)],
+            "stream": True,
+        }
+    ]
+
+
+def test_a_conversation_with_a_server(place: Place, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    type_in(monkeypatch, b"one\n\n  two \nclear\n\xff three\nexit\nfour\n")
+    done = place.trainkit("chat", "--url", url, "--evaluation-type", "clip")
+    assert (done.code, done.out, done.err) == (0, "answer 1\nanswer 2\nanswer 3\n", "")
+    assert [asked["messages"] for asked in Served.asked] == [
+        said("[EVAL_TYPE: clip] one"),
+        said("[EVAL_TYPE: clip] one", "answer 1", "two"),
+        said("[EVAL_TYPE: clip] \N{REPLACEMENT CHARACTER} three"),
+    ]
+
+
+def stop_at(monkeypatch: pytest.MonkeyPatch, text: str) -> list[Any]:
+    """Let Ctrl-C come in the middle of the answer to a message; return what was asked."""
+    asked: list[Any] = []
+
+    def read_answer(_server: object, request: dict[str, Any]) -> Iterator[str]:
+        asked.append(request["messages"])
+        yield "half"
+        if request["messages"][-1]["content"] == text:
+            raise KeyboardInterrupt
+        yield " whole"
+
+    monkeypatch.setattr(chat, "read_answer", read_answer)
+    return asked
+
+
+def test_ctrl_c_stops_the_answer_and_not_the_conversation(
+    place: Place, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = stop_at(monkeypatch, "one")
+    type_in(monkeypatch, b"one\ntwo\n")
+    done = place.trainkit("chat", "--url", url)
+    assert (done.code, done.out) == (0, "half\nhalf whole\n")
+    assert asked == [said("one"), said("one", "half", "two")]
+
+
+def test_ctrl_c_during_the_only_answer_ends_with_130(place: Place, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    stop_at(monkeypatch, "one")
+    done = place.trainkit("chat", "--url", url, "-m", "one")
+    assert (done.code, done.out.strip()) == (130, "half")
+
+
+MODELS: list[tuple[tuple[str, ...], list[str], int, str]] = [
+    (("rm", "base"), [], 2, "error: URL: has rm, base\n    choose one with --model NAME\n"),
+    ((), [], 2, "error: URL: has models that it does not tell\n    choose one with --model NAME\n"),
+    ((), ["--model", "rm"], 0, ""),
+    (("rm",), ["--model", "x"], 1, "error: URL: not found (404): The model x does not exist.\n    does the URL end in"),
+]
+
+
+@pytest.mark.parametrize(("models", "words", "code", "told"), MODELS)
+def test_which_model_of_a_server(
+    place: Place, url: str, monkeypatch: pytest.MonkeyPatch, models: tuple[str, ...], words: list[str], code: int,
+    told: str,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(Served, "models", models)
+    done = place.trainkit("chat", "--url", url, "-m", "x", *words)
+    assert (done.code, done.out) == (code, "" if code else "answer 1\n")
+    assert done.err.replace(url, "URL").startswith(told)
+
+
+HERE = "http://127.0.0.1:9/v1"
+TOGETHER: list[tuple[list[str], int, str]] = [
+    (["--model", "rm"], 2, "error: --model: it goes with --url\n"),
+    (["--key-env", "HOME"], 2, "error: --key-env: it goes with --url\n"),
+    (["saves/rm", "--url", HERE], 2, "error: MODEL: the server has loaded its model\n"),
+    (["--url", HERE, "-c", "x.yaml"], 2, "error: --config: the server has loaded its model\n"),
+    (["--url", HERE, "--template", "qwen"], 2, "error: --template: the server has loaded its model\n"),
+    (["--url", "127.0.0.1:9"], 2, "error: --url: must be an address that begins with http:// or https://\n    for"),
+    (["--url", HERE, "--key-env", "NO_KEY"], 2, "error: --key-env: the variable that it names is not set, or empty\n"),
+    (["--url", HERE, "--key-env", "TWO_LINES"], 2, "error: --key-env: what the variable holds is no key\n"),
+    (["--url", HERE], 1, f"error: {HERE}: nothing listens there\n    start it: trainkit serve; or is it still loading"),
+]
+
+
+@pytest.mark.parametrize(("words", "code", "told"), TOGETHER)
+def test_words_about_a_server_that_do_not_do(
+    place: Place, monkeypatch: pytest.MonkeyPatch, words: list[str], code: int, told: str
+) -> None:
+    monkeypatch.setenv("TWO_LINES", "s3cret\ns3cret")
+    done = place.trainkit("chat", "-m", "x", *words)
+    assert (done.code, done.out) == (code, "")
+    assert done.err.startswith(told)
+    assert "s3cret" not in done.err
+
+
+def test_a_server_that_is_gone_in_the_middle(place: Place, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    type_in(monkeypatch, b"one\ntwo\n")
+    monkeypatch.setattr(Served, "do_POST", lambda self: self.connection.close())
+    done = place.trainkit("chat", "--url", url)
+    assert (done.code, done.out) == (1, "")
+    assert done.err == f"error: {url}: it closed the connection without an answer\n    see the server's log\n"

@@ -13,6 +13,7 @@ from trainkit.cli.doctor import doctor
 from trainkit.cli.export import export
 from trainkit.cli.init import init
 from trainkit.cli.pipeline import pipeline
+from trainkit.cli.serve import serve
 from trainkit.cli.suggest import suggest
 from trainkit.cli.train import train
 from trainkit.cli.update import update
@@ -42,5 +43,5 @@ def options(
     """From agent runs to a trained model: convert, check, train, export, chat."""
 
 
-for command in (init, convert, validate, suggest, train, export, chat, update, doctor, pipeline):
+for command in (init, convert, validate, suggest, train, export, chat, serve, update, doctor, pipeline):
     app.command()(command)

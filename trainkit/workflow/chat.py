@@ -1,16 +1,18 @@
-"""`trainkit chat`: talk with a trained or exported model in the form it was trained with."""
+"""`trainkit chat`: talk with a trained or exported model in the form it was trained with, or with a server."""
 
 from __future__ import annotations
 
 import json
+import re
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trainkit import environment
-from trainkit.errors import ConfigError
+from trainkit.errors import ConfigError, UsageProblem
 from trainkit.launch.llamafactory import program_command
+from trainkit.launch.openai_client import Server, list_models, parse_url, read_answer
 from trainkit.launch.process import stream
 from trainkit.plan.families import find_family
 from trainkit.runs.store import find_marker
@@ -19,7 +21,7 @@ from trainkit.workflow.export import INSIDE, check_base, is_adapter
 from trainkit.workflow.prepare import trainer_python
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Generator, Mapping
 
 # The trainer's libraries talk a lot while they load; a user who wants to hear it can set these otherwise.
 QUIET = {
@@ -57,11 +59,39 @@ class ChatPlan:
     notes: tuple[str, ...]
 
 
-def plan_chat(model_dir: Path, options: ChatOptions) -> ChatPlan:
-    """Return the request for a conversation with a trained model, an exported one, or any model folder.
+@dataclass(frozen=True, slots=True)
+class ModelPlace:
+    """Where a model is: its folder or an adapter's, what is loaded for it, and what its training left to know.
+
+    `base` is the folder itself, or the model that the adapter in `folder` was trained on.
+    """
+
+    folder: Path
+    base: str
+    lora: bool
+    marker: Mapping[str, Any]
+
+    @property
+    def template(self) -> str:
+        """LLaMA-Factory's template: the training's, else the usual one of the model's family.
+
+        Raises:
+            ConfigError: neither is known.
+        """
+        return str(self.marker.get("template") or guess_template(self.folder))
+
+    @property
+    def generation(self) -> dict[str, Any]:
+        """How the training's configuration says that answers are made."""
+        thinking = self.marker.get("enable_thinking")
+        return {**self.marker.get("generation", {}), **({} if thinking is None else {"enable_thinking": thinking})}
+
+
+def find_model(model_dir: Path) -> ModelPlace:
+    """Return what is loaded for a trained model, an exported one, or any model folder.
 
     Raises:
-        ConfigError: there is no model in the folder, or no way to tell its template.
+        ConfigError: there is no model in the folder, or its base model is missing.
     """
     if not model_dir.is_dir():
         raise ConfigError(f"{model_dir}: no such folder", "name an output_dir, an exported model or a model folder")
@@ -73,17 +103,27 @@ def plan_chat(model_dir: Path, options: ChatOptions) -> ChatPlan:
         raise ConfigError(f"{model_dir}: an adapter without trainkit_run.json", "its base model is not known")
     if lora:
         check_base(model_dir, marker)
-    form = [word for word in marker.get("metadata_form", []) if word in PREFIX_WORDS]
+    return ModelPlace(model_dir, str(marker["model_name_or_path"] if lora else model_dir), lora, marker)
+
+
+def plan_chat(model_dir: Path, options: ChatOptions) -> ChatPlan:
+    """Return the request for a conversation with a trained model, an exported one, or any model folder.
+
+    Raises:
+        ConfigError: there is no model in the folder, or no way to tell its template.
+    """
+    model = find_model(model_dir)
+    form = [word for word in model.marker.get("metadata_form", []) if word in PREFIX_WORDS]
     request = {
-        "model": marker["model_name_or_path"] if lora else str(model_dir),
-        "adapter": str(model_dir) if lora else None,
-        "template": options.template or marker.get("template") or guess_template(model_dir),
-        "finetuning_type": "lora" if lora else "full",
+        "model": model.base,
+        "adapter": str(model_dir) if model.lora else None,
+        "template": options.template or model.template,
+        "finetuning_type": "lora" if model.lora else "full",
         "system": options.system,
         "message": options.message,
         "prefix": metadata_prefix(form, options.about),
-        "generation": {**marker.get("generation", {}), **options.generation},
-        "trust_remote_code": bool(marker.get("trust_remote_code")),
+        "generation": {**model.generation, **options.generation},
+        "trust_remote_code": bool(model.marker.get("trust_remote_code")),
     }
     return ChatPlan(request, form_notes(form, options))
 
@@ -123,3 +163,72 @@ def chat(plan: ChatPlan) -> int:
         request.write_text(json.dumps(plan.request), encoding="utf-8")
         command = program_command(trainer_python(), INSIDE / "chat.py", str(request), cwd=Path.cwd(), env=env)
         return stream(command, env=env).exit_code
+
+
+class Talk:
+    """A conversation with a server; the words about the prompt go before the first message, as in training."""
+
+    def __init__(self, server: Server, model: str, options: ChatOptions) -> None:
+        words = {"max_tokens": "max_new_tokens", "temperature": "temperature"}
+        given = {name: options.generation.get(key) for name, key in words.items()}
+        self._server = server
+        self._request = {"model": model, **{name: value for name, value in given.items() if value is not None}}
+        self._system = [{"role": "system", "content": options.system}] if options.system else []
+        # a server does not tell what its model was trained with, so every word that was given is used
+        self._prefix = metadata_prefix(PREFIX_WORDS, options.about)
+        self._messages: list[dict[str, str]] = []
+
+    def clear(self) -> None:
+        """Forget what was said."""
+        self._messages.clear()
+
+    def say(self, message: str) -> Generator[str, None, None]:
+        """Yield the pieces of the answer to a message; one that is left before its end counts as far as it came.
+
+        Raises:
+            EnvironmentProblem: the server does not answer, in whatever way.
+        """
+        content = message if self._messages else self._prefix + message
+        self._messages.append({"role": "user", "content": content})
+        pieces: list[str] = []
+        try:
+            for piece in read_answer(self._server, {**self._request, "messages": [*self._system, *self._messages]}):
+                pieces.append(piece)
+                yield piece
+        finally:
+            self._messages.append({"role": "assistant", "content": "".join(pieces)})
+
+
+def start_talk(url: str, model: str | None, key_variable: str | None, options: ChatOptions) -> Talk:
+    """Return a conversation with the model of a server; it is asked for its models first.
+
+    Raises:
+        UsageProblem: the address or the variable cannot be used, or the server has more than one model.
+        EnvironmentProblem: the server cannot be reached, or does not accept the key.
+    """
+    server = Server(parse_url(url), load_key(key_variable))
+    models = list_models(server)
+    if model is None and len(models) != 1:
+        names = ", ".join(models) or "models that it does not tell"
+        raise UsageProblem(f"{server.url}: has {names}", "choose one with --model NAME")
+    return Talk(server, model or models[0], options)
+
+
+def load_key(variable: str | None) -> str:
+    """Return the key that an environment variable holds; empty for None.
+
+    Raises:
+        UsageProblem: there is no such variable, or it holds no key; the message repeats neither, since a user who
+            wrote the key in the place of the variable would find it in a log.
+    """
+    if variable is None:
+        return ""
+    hint = "export it first: `export SERVER_KEY=...`, then --key-env SERVER_KEY"
+    if not re.fullmatch(r"[A-Za-z_]\w*", variable, re.ASCII):
+        raise UsageProblem("--key-env: takes the name of an environment variable, not the key itself", hint)
+    key = environment.get(variable)
+    if not key:
+        raise UsageProblem("--key-env: the variable that it names is not set, or empty", hint)
+    if not key.isascii() or not key.isprintable() or " " in key:
+        raise UsageProblem("--key-env: what the variable holds is no key", "a key has no spaces and no line breaks")
+    return key

@@ -24,6 +24,7 @@ pytestmark = pytest.mark.slow
 ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.startswith("COVERAGE_")}
 SHORT = ["cutoff_len=512", "logging_steps=1", "gradient_accumulation_steps=1", "preprocessing_num_workers=1"]
 FEW_ROWS = ["max_samples=12"]
+TOOL_CONVERSATIONS = Path(__file__).parents[1].parent / "shared" / "data" / "glaive_toolcall_en_demo.json"
 
 
 def trainkit(
@@ -110,6 +111,18 @@ def test_full_training_with_wandb_offline_then_export(work: Path) -> None:
     assert (saved / "model.safetensors").exists()
     assert not (saved / "adapter_config.json").exists()
     assert json.loads((work / "exported_model" / "trainkit_run.json").read_text(encoding="utf-8"))["kind"] == "export"
+
+
+@pytest.mark.skipif(not TOOL_CONVERSATIONS.exists(), reason="the real sample lies beside the repository")
+def test_all_real_tool_conversations_are_trained_on(work: Path) -> None:
+    words = ["convert", str(TOOL_CONVERSATIONS), "--kind", "conversations", "--json"]
+    report = json.loads(trainkit(work, *words).stdout)
+    assert (report["read"], report["rows"], report["rejected"]) == (300, 300, 0)
+    words = ["max_steps=2", "eval_strategy=no", *SHORT, "cutoff_len=256"]
+    trainkit(work, "train", "-d", "conversations", "--monitor", "none", *words)
+    log = (work / "logs" / "latest" / "train.log").read_text(encoding="utf-8")
+    assert "Num examples = 300" in log, "no row was skipped"
+    assert 0 < manifest_of(work)["metrics"]["train_loss"] < 20
 
 
 def test_two_processes_with_zero_3(work: Path) -> None:

@@ -240,7 +240,8 @@ JSONL = "has no meaning with --to jsonl, which writes whole trajectories"
 @pytest.mark.parametrize(
     ("words", "message", "hint"),
     [
-        ("runs --kind trajectory", "--kind trajectory: must be evaluations or trajectories", ""),
+        ("runs --kind trajectory",
+         "--kind trajectory: must be evaluations, trajectories, conversations, pairs, labels or auto", ""),
         *(
             (f"runs --kind trajectories {option}", f"{option.split()[0]}: {NEVER}", "leave it out")
             for option in (

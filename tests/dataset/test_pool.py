@@ -16,6 +16,7 @@ from trainkit.dataset.pool import map_in_processes
 from trainkit.errors import InputError, TrainkitError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
 
@@ -28,6 +29,21 @@ def test_results_come_in_the_order_of_the_items(workers: int) -> None:
         return table[number]
 
     assert list(map_in_processes(square, range(40), workers)) == list(table.items())
+
+
+@pytest.mark.parametrize(("workers", "ahead"), [(1, 0), (2, 4)])
+def test_no_more_is_taken_than_is_worked_on(workers: int, ahead: int) -> None:
+    taken: list[int] = []
+
+    def items() -> Iterator[int]:
+        for number in range(1000):
+            taken.append(number)
+            yield number
+
+    for number, (item, square) in enumerate(map_in_processes(lambda item: item**2, items(), workers)):
+        assert (item, square) == (number, number**2)
+        assert len(taken) <= number + ahead + 1
+    assert len(taken) == 1000
 
 
 @pytest.mark.parametrize("workers", [1, 2])

@@ -4,8 +4,12 @@ import json
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from trainkit.dataset.registry import (
+    COLUMNS,
+    IMAGES,
     check_free,
     entry_for,
     find_eval_name,
@@ -13,6 +17,7 @@ from trainkit.dataset.registry import (
     find_manifest,
     is_ours,
     load_registry,
+    read_members,
     replace_entries,
 )
 from trainkit.errors import InputError
@@ -75,6 +80,97 @@ def test_an_entry_names_everything_that_the_trainer_would_else_leave_out() -> No
     assert set(entry["tags"]) == {
         "role_tag", "content_tag", "user_tag", "assistant_tag", "observation_tag", "function_tag", "system_tag"
     }  # fmt: skip
+
+
+def test_an_entry_of_pairs_and_one_of_labels() -> None:
+    answers = {"chosen": "chosen", "rejected": "rejected"}
+    pairs = entry_for("p-0123abcd/train.jsonl", (), images=True, columns=COLUMNS | IMAGES | answers)
+    assert list(pairs) == ["file_name", "formatting", "ranking", "columns", "tags"]
+    assert (pairs["ranking"], pairs["columns"]) == (True, COLUMNS | IMAGES | answers)
+    labels = entry_for("p-0123abcd/train.jsonl", (), columns=COLUMNS | IMAGES | {"kto_tag": "kto_tag"})
+    assert "ranking" not in labels
+    assert labels["columns"] == COLUMNS | {"kto_tag": "kto_tag"}
+
+
+# Each entry as its owner wrote it: indented in their way, with escapes, a name twice, numbers in several forms.
+ODD = (
+    '"a": {"file_name":"a.json",  "n": 1.0, "m": 1e2, "k": 10000000000000000000000.50}',
+    '"b"  :\t{\n      "file_name": "b.json",\n\n      "note": "caf\\u00e9 \\/ \\ud83d\\ude00 任\u2028"\n    }',
+    '"\\u0063": [ ]',
+    '"d": {"x": 1, "x": 2, "nan": NaN, "big": -Infinity}',
+    '"a": {"file_name": "again.json"}',
+    '"e": "}, \\"f\\": {"',
+)
+HUNDRED = [ODD[number % 6].replace('"', f'"{number} ', 1) for number in range(100)]
+
+
+@pytest.mark.parametrize(
+    ("start", "between", "end", "indent"),
+    [
+        ("{\n    ", ",\n    ", "\n}\n", "    "),
+        ("{", ", ", "}", "  "),
+        ("{", ",", "}\n\n", "  "),
+        ("\n{\r\n\t", " ,\r\n\r\n\t", " \r\n}", "\t"),
+        ("\ufeff{ ", "\n, ", "}", "  "),
+    ],
+)
+def test_the_entries_of_others_stay_byte_for_byte(
+    tmp_path: Path, start: str, between: str, end: str, indent: str
+) -> None:
+    path = tmp_path / "dataset_info.json"
+    path.write_bytes((start + between.join(HUNDRED) + end).encode())
+    before = load_registry(tmp_path)
+    for new in (OURS, dict(list(OURS.items())[:1]), OURS):
+        replace_entries(tmp_path, "rm", new)
+        content = path.read_bytes()
+        assert entries_in(content)[:100] == [entry.encode() for entry in HUNDRED]
+        assert content.count(b"rm-0123abcd/") == len(new)
+        assert str(load_registry(tmp_path)) == str(before | new)  # NaN is not equal to itself
+        assert f'\n{indent}"rm_full": {{\n{indent}  "file_name"'.encode() in content
+    replace_entries(tmp_path, "rm", {})
+    assert entries_in(path.read_bytes()) == [entry.encode() for entry in HUNDRED]
+
+
+def entries_in(content: bytes) -> list[bytes]:
+    return [member.text.strip().encode() for member in read_members(content.decode())]
+
+
+def test_a_registry_of_ours_alone_is_plain_json(tmp_path: Path) -> None:
+    replace_entries(tmp_path, "rm", OURS)
+    expected = json.dumps(OURS, indent=2, ensure_ascii=False) + "\n"
+    assert (tmp_path / "dataset_info.json").read_text(encoding="utf-8") == expected
+    replace_entries(tmp_path, "rm", {})
+    assert load_registry(tmp_path) == {}
+    replace_entries(tmp_path, "rm", OURS)
+    assert (tmp_path / "dataset_info.json").read_text(encoding="utf-8") == expected
+
+
+values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=4),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@given(
+    st.lists(st.tuples(st.text(max_size=4), values), max_size=4),
+    st.sampled_from([None, 1, "\t"]),
+    st.booleans(),
+    st.sampled_from(["", " ", "\n", "\r\n "]),
+)
+def test_any_object_is_read_member_by_member(
+    members: list[tuple[str, Any]], indent: Any, ascii_only: bool, space: str
+) -> None:
+    texts = [
+        f"{json.dumps(name, ensure_ascii=ascii_only)}{space}:{space}"
+        f"{json.dumps(value, indent=indent, ensure_ascii=ascii_only)}"
+        for name, value in members
+    ]
+    text = space + "{" + ",".join(space + each + space for each in texts) + space + "}" + space
+    assert json.loads(text) == dict(members)
+    found = list(read_members(text))
+    assert [(member.name, member.value) for member in found] == members
+    assert [member.text for member in found] == [space + each for each in texts]
 
 
 @pytest.mark.parametrize(

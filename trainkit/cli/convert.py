@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from trainkit.cli.convert_conversations import find_shares, open_named, pair_rule, parse_until, run_conversations
+from trainkit.cli.convert_kinds import EVALUATIONS, TRAJECTORIES, check_kind
 from trainkit.cli.convert_trajectories import DEFAULT_RATIO as TRAJECTORIES_RATIO
-from trainkit.cli.convert_trajectories import TRAJECTORIES, check_kind, one_folder, run_to_jsonl, run_trajectories
+from trainkit.cli.convert_trajectories import one_folder, run_to_jsonl, run_trajectories
 from trainkit.cli.options import AsJson, Jobs, parse_share, parse_where, split_words
 from trainkit.cli.output import Output
 from trainkit.errors import UsageProblem
@@ -26,18 +28,30 @@ def convert(
     inputs: Annotated[
         list[Path] | None,
         typer.Argument(
-            help="Evaluations: JSONL or a JSON array, also .gz and .zst; - is standard input. With --kind trajectories "
-            "the one folder that holds train_trajectories/.",
+            help="JSONL or a JSON array, also .gz and .zst; - is standard input. Conversations, pairs and labels also "
+            "as Parquet. With --kind trajectories the one folder that holds train_trajectories/.",
             metavar="INPUT...",
         ),
     ] = None,
     input_option: Annotated[list[Path] | None, typer.Option("--input", "-i", help="The same as INPUT.")] = None,
     output_dir: Annotated[Path, typer.Option("--output-dir", "-o", help="Folder of dataset_info.json.")] = Path("data"),
-    kind: Annotated[str, typer.Option(help="What INPUT holds: evaluations, or trajectories.")] = "evaluations",
+    kind: Annotated[
+        str,
+        typer.Option(
+            help="What INPUT holds: evaluations, trajectories, conversations, pairs (chosen and rejected), labels "
+            "(kto); auto finds out and says so."
+        ),
+    ] = EVALUATIONS,
     evaluation_types: Annotated[Words | None, typer.Option(help="Only these types, such as clip,final.")] = None,
     model_names: Annotated[Words | None, typer.Option(help="Only these judges.")] = None,
     task_ids: Annotated[Words | None, typer.Option(help="Only these tasks.")] = None,
-    where: Annotated[Words | None, typer.Option(help="Only rows whose metadata has key=value.")] = None,
+    where: Annotated[
+        Words | None,
+        typer.Option(
+            help="Only rows whose metadata has key=value; but for evaluations also score>=0.7, tools!=buy, "
+            "num_turns>=4, num_calls<9."
+        ),
+    ] = None,
     name: Annotated[str | None, typer.Option(help="Name of one data set in place of the variants.")] = None,
     metadata: Annotated[
         str, typer.Option(help="What the prompt carries: of type,model,task,category; or all, none.")
@@ -57,6 +71,29 @@ def convert(
     split: Annotated[str, typer.Option(help="groups keeps a group on one side; rows does not.")] = "groups",
     max_rejects: Annotated[str, typer.Option(help="Largest share of unusable rows to go on with.")] = "1%",
     jobs: Jobs = None,
+    dedup: Annotated[
+        str | None,
+        typer.Option(help="Leave out repeats: exact; near, from a similarity of 0.8; near:0.9.", metavar="HOW"),
+    ] = None,
+    mix: Annotated[
+        Words | None,
+        typer.Option(help="In place of INPUT, repeatable: rows drawn by weight.", metavar="FILE:WEIGHT"),
+    ] = None,
+    mix_until: Annotated[
+        str, typer.Option(help="first: the mix stops when a file has no row left; all: it goes on with the others.")
+    ] = "first",
+    pairs: Annotated[
+        bool, typer.Option("--pairs", help="Make pairs of answers to one prompt with different scores.")
+    ] = False,
+    margin: Annotated[
+        float | None, typer.Option(help="Least difference of the scores of a pair; 0.1 unless given.")
+    ] = None,
+    per_task: Annotated[
+        str | None, typer.Option(help="Pairs of one task at most; 8 unless given; all.", metavar="N")
+    ] = None,
+    score: Annotated[
+        str | None, typer.Option(help="Metadata key of the score; of evaluations the verdict's own unless given.")
+    ] = None,
     last_n_iterations: Annotated[
         int | None, typer.Option(help="The newest iterations of trajectories; 4 unless given, with --to all.")
     ] = None,
@@ -69,11 +106,11 @@ def convert(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Count, write nothing.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Turn evaluations of agent runs, or their trajectories, into a registered data set.
+    """Turn evaluations of agent runs, their trajectories, or any tool conversations into a registered data set.
 
     Example: trainkit convert finetune.jsonl --split-eval
     """
-    check_kind(context, kind, to)
+    check_kind(context, kind)
     output, paths = Output(as_json=as_json), [*(inputs or []), *(input_option or [])]
     if to is not None:
         run_to_jsonl(output, one_folder(paths), output_dir, last_n_iterations, skip_bad=skip_bad_iterations)
@@ -93,15 +130,47 @@ def convert(
         run_trajectories(output, one_folder(paths), output_dir, trajectory_options)
         return
     from trainkit.sources.evaluations import parse_form
+
+    shares = find_shares(mix or [], paths)
+    named = {"evaluation_type": evaluation_types, "model_name": model_names, "task_id": task_ids}
+    chosen = {key: split_words(values) for key, values in named.items() if values}
+    form = parse_form("none" if no_metadata else metadata)
+    if kind == EVALUATIONS:
+        paths = paths or [Path("finetune.jsonl")]
+    if kind != EVALUATIONS or pairs:
+        opened, kind = open_named(output, kind, [share.path for share in shares] or paths, pairs=pairs)
+        check_kind(context, kind)
+    if kind != EVALUATIONS or pairs:
+        from trainkit.workflow.convert_conversations import ConversationOptions
+
+        words = [f"{key}={value}" for key, values in chosen.items() for value in sorted(values)]
+        conversation_options = ConversationOptions(
+            kind=kind,
+            name=check_name(name) or "",
+            where=(*(where or []), *words),
+            dedup=dedup or "",
+            weights=tuple(share.weight for share in shares) or None,
+            until=parse_until(mix_until),
+            pairs=pair_rule(margin, per_task, seed) if pairs else None,
+            score=score or "",
+            metadata_form=form if kind == EVALUATIONS else (),
+            eval_ratio=choose_ratio(split_eval, eval_ratio),
+            seed=seed,
+            group_by=parse_split(split, group_by),
+            max_rejects=parse_share(max_rejects, "--max-rejects"),
+            jobs=available_cores() if jobs is None else jobs,
+            dry_run=dry_run,
+        )
+        run_conversations(output, opened, output_dir, conversation_options)
+        return
     from trainkit.workflow.convert import ConvertOptions
 
     filters = parse_where(where or [])
-    named = {"evaluation_type": evaluation_types, "model_name": model_names, "task_id": task_ids}
-    filters |= {key: filters.get(key, frozenset()) | split_words(values) for key, values in named.items() if values}
+    filters |= {key: filters.get(key, frozenset()) | values for key, values in chosen.items()}
     options = ConvertOptions(
         filters=filters,
         name=check_name(name),
-        form=parse_form("none" if no_metadata else metadata),
+        form=form,
         by_task=parse_by_task(by_task),
         eval_ratio=choose_ratio(split_eval, eval_ratio),
         min_samples=min_samples,
@@ -111,7 +180,7 @@ def convert(
         jobs=available_cores() if jobs is None else jobs,
         dry_run=dry_run,
     )
-    run_convert(output, paths or [Path("finetune.jsonl")], output_dir, options)
+    run_convert(output, paths, output_dir, options)
 
 
 def run_convert(output: Output, paths: list[Path], output_dir: Path, options: ConvertOptions) -> None:

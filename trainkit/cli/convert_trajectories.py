@@ -5,8 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import typer
-
+from trainkit.cli.convert_kinds import TRAJECTORIES
 from trainkit.cli.output import Output, problem_json
 from trainkit.errors import UsageProblem
 
@@ -17,42 +16,7 @@ if TYPE_CHECKING:
     from trainkit.workflow.convert_trajectories import TrajectoriesResult, TrajectoryOptions
     from trainkit.workflow.trajectories_jsonl import JsonlResult
 
-EVALUATIONS, TRAJECTORIES = "evaluations", "trajectories"
 DEFAULT_RATIO = 0.05
-# The parameters of `convert` that only one of its ways has a use for.
-OF_EVALUATIONS = (
-    "evaluation_types", "model_names", "task_ids", "where", "metadata", "no_metadata", "by_task", "min_samples",
-    "group_by", "split", "jobs",
-)  # fmt: skip
-OF_TRAJECTORIES = ("to", "last_n_iterations", "skip_bad_iterations")
-OF_A_DATA_SET = ("name", "split_eval", "eval_ratio", "seed", "max_rejects", "dry_run")
-
-
-def check_kind(context: typer.Context, kind: str, to: str | None) -> None:
-    """Check that the words on the command line belong to what is to be done; none of them is passed over.
-
-    Raises:
-        UsageProblem: an unknown kind or form, or an option of another kind.
-    """
-    if kind not in (EVALUATIONS, TRAJECTORIES):
-        raise UsageProblem(f"--kind {kind}: must be {EVALUATIONS} or {TRAJECTORIES}")
-    if kind == EVALUATIONS:
-        refuse(context, OF_TRAJECTORIES, f"without --kind {TRAJECTORIES}", f"add --kind {TRAJECTORIES}")
-        return
-    refuse(context, OF_EVALUATIONS, f"with --kind {TRAJECTORIES}", "leave it out")
-    if to is None:
-        return
-    if to != "jsonl":
-        raise UsageProblem(f"--to {to}: must be jsonl", "without --to the steps become a data set")
-    refuse(context, OF_A_DATA_SET, "with --to jsonl, which writes whole trajectories", "leave it out")
-
-
-def refuse(context: typer.Context, names: tuple[str, ...], where: str, hint: str) -> None:
-    """Refuse the first of these parameters that stands on the command line."""
-    for name in names:
-        source = context.get_parameter_source(name)
-        if source is not None and source.name == "COMMANDLINE":
-            raise UsageProblem(f"--{name.replace('_', '-')}: has no meaning {where}", hint)
 
 
 def one_folder(paths: list[Path]) -> Path:

@@ -7,51 +7,64 @@ import os
 import signal
 import threading
 import time
+from collections import deque
 from concurrent.futures.process import BrokenProcessPool
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from trainkit.errors import TrainkitError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator
+    from concurrent.futures import Future
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 WATCH_SECONDS = 1.0
+AHEAD = 2  # items for each worker that are under way; more would only fill the memory
 
 # What each worker calls; inherited through the fork, so it needs no pickling and may hold large tables.
 _task: Callable[[Any], Any] | None = None
 
 
 def map_in_processes(
-    function: Callable[[Item], Result], items: Sequence[Item], workers: int
+    function: Callable[[Item], Result], items: Iterable[Item], workers: int
 ) -> Iterator[tuple[Item, Result]]:
     """Yield each item with its result, in the order of the items; `workers` of 1 stays in this process.
+
+    Memory holds a few items and results for each worker, however many there are.
 
     Raises:
         TrainkitError: a worker process was killed. What `function` raises comes through.
     """
-    if workers <= 1 or len(items) <= 1:
+    if workers <= 1:
         for item in items:
             yield item, function(item)
         return
     import multiprocessing
     from concurrent.futures import ProcessPoolExecutor
 
-    pool = ProcessPoolExecutor(
-        min(workers, len(items)),
-        multiprocessing.get_context("fork"),
-        initializer=begin,
-        initargs=(function, os.getpid()),
-    )
+    context = multiprocessing.get_context("fork")
+    pool = ProcessPoolExecutor(workers, context, initializer=begin, initargs=(function, os.getpid()))
+    waiting: deque[tuple[Item, Future[Result]]] = deque()
     try:
-        yield from zip(items, pool.map(work, items), strict=True)
+        for item in items:
+            if len(waiting) == AHEAD * workers:
+                yield finished(waiting)
+            waiting.append((item, pool.submit(work, item)))
+        while waiting:
+            yield finished(waiting)
     except BrokenProcessPool:
         hint = "was the machine out of memory? --jobs 1 needs less"
         raise TrainkitError("a worker process was killed", hint) from None
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def finished(waiting: deque[tuple[Item, Future[Result]]]) -> tuple[Item, Result]:
+    """Take the first item away and return it with its result."""
+    item, future = waiting.popleft()
+    return item, future.result()
 
 
 def begin(function: Callable[[Any], Any], parent: int) -> None:

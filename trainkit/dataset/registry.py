@@ -8,14 +8,15 @@ trainkit's entries name the file of a side and, unless it is all of them, ranges
 
 from __future__ import annotations
 
+import json
 import re
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from trainkit.errors import InputError
-from trainkit.files import load_json, write_json_atomic
+from trainkit.files import load_json, write_bytes_atomic
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
     from pathlib import Path
 
 REGISTRY = "dataset_info.json"
@@ -33,6 +34,18 @@ TAGS = {
     "function_tag": "function_call",
     "system_tag": "system",
 }
+SPACE = re.compile(r"[ \t\n\r]*")
+
+
+class Member(NamedTuple):
+    """One entry as it stands in the file: `Member("mine", {"file_name": "a.json"}, '\\n  "mine": {...}')`.
+
+    `text` has the white space before the name, and none behind the value.
+    """
+
+    name: str
+    value: Any
+    text: str
 
 
 def load_registry(dataset_dir: Path) -> dict[str, Any]:
@@ -50,17 +63,25 @@ def load_registry(dataset_dir: Path) -> dict[str, Any]:
     return entries
 
 
-def entry_for(file_name: str, ranges: Iterable[tuple[int, int]], *, images: bool = False) -> dict[str, Any]:
+def entry_for(
+    file_name: str,
+    ranges: Iterable[tuple[int, int]],
+    *,
+    images: bool = False,
+    columns: Mapping[str, str] = COLUMNS | IMAGES,
+) -> dict[str, Any]:
     """Return the registry entry for ranges [start, stop) of the rows of a file; without ranges for all of them.
 
-    `images` names the column of the images, which is only there for the trainer when some row has one.
+    `images` keeps the column of the images, which is only there for the trainer when some row has one. Columns with
+    `chosen` are those of pairs.
     """
     split = "+".join(f"train[{start}:{stop}]" for start, stop in ranges)
     return {
         "file_name": file_name,
         **({"split": split} if split else {}),
         "formatting": "sharegpt",
-        "columns": COLUMNS | IMAGES if images else COLUMNS,
+        **({"ranking": True} if "chosen" in columns else {}),
+        "columns": {name: column for name, column in columns.items() if images or name not in IMAGES},
         "tags": TAGS,
     }
 
@@ -87,8 +108,44 @@ def check_free(entries: Mapping[str, Any], base: str, names: Iterable[str], data
 
 def replace_entries(dataset_dir: Path, base: str, new: Mapping[str, Any]) -> None:
     """Put the variants of `base` into the registry in place of its earlier ones; all other entries stay."""
-    entries = {name: entry for name, entry in load_registry(dataset_dir).items() if not is_ours(entry, base)}
-    write_json_atomic(dataset_dir / REGISTRY, entries | dict(new))
+    put_entries(dataset_dir, new, lambda member: is_ours(member.value, base))
+
+
+def put_entries(dataset_dir: Path, new: Mapping[str, Any], is_old: Callable[[Member], bool]) -> None:
+    """Put entries into the registry behind those that are there, without the old ones.
+
+    The others stay byte for byte, with their escapes, numbers and line breaks: a file that somebody keeps by hand shows
+    no other change.
+    """
+    path = dataset_dir / REGISTRY
+    content = path.read_bytes() if path.exists() else b"{}"
+    text = content.decode(json.detect_encoding(content), "surrogatepass")
+    kept = [member.text for member in read_members(text) if not is_old(member)]
+    first = kept[0] if kept else ""
+    before = first[: skip_space(first, 0)]
+    lead = "\n" + (before.rpartition("\n")[2] if "\n" in before else "  ")
+    for name, entry in new.items():
+        value = json.dumps(entry, indent=2, ensure_ascii=False).replace("\n", lead)
+        kept.append(f"{lead}{json.dumps(name, ensure_ascii=False)}: {value}")
+    write_bytes_atomic(path, f"{{{','.join(kept)}\n}}\n".encode(errors="surrogatepass"))
+
+
+def read_members(text: str) -> Iterator[Member]:
+    """Yield the members of the JSON object in a text that is known to be one, a name as often as it is there."""
+    decode = json.JSONDecoder().raw_decode
+    start = text.index("{") + 1
+    while (at := skip_space(text, start)) and text[at] != "}":
+        name, at = decode(text, at)
+        value, at = decode(text, skip_space(text, skip_space(text, at) + 1))  # behind the colon
+        yield Member(name, value, text[start:at])
+        start = skip_space(text, at)
+        start += text[start] == ","
+
+
+def skip_space(text: str, start: int) -> int:
+    """Return where the white space from `start` on ends."""
+    found = SPACE.match(text, start)
+    return found.end() if found else start
 
 
 def find_manifest(dataset_dir: Path, name: str) -> dict[str, Any] | None:

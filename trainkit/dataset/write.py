@@ -24,13 +24,22 @@ from typing import IO, TYPE_CHECKING, Any
 
 import xxhash
 
-from trainkit.dataset.registry import MANIFEST, REGISTRY, check_free, entry_for, load_registry, replace_entries
+from trainkit.dataset.registry import (
+    COLUMNS,
+    IMAGES,
+    MANIFEST,
+    REGISTRY,
+    check_free,
+    entry_for,
+    load_registry,
+    replace_entries,
+)
 from trainkit.dataset.select import EVAL, TRAIN, merge_ranges
 from trainkit.datatypes import Part
 from trainkit.files import sync_folder, temporary_beside, write_json_atomic
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
     from trainkit.dataset.select import Variant
@@ -98,9 +107,17 @@ def side_file(side: str) -> str:
 
 
 def publish(
-    staging: Path, dataset_dir: Path, base: str, variants: list[Variant], manifest: dict[str, Any], digest: str
+    staging: Path,
+    dataset_dir: Path,
+    base: str,
+    variants: list[Variant],
+    manifest: dict[str, Any],
+    digest: str,
+    columns: Mapping[str, str] = COLUMNS | IMAGES,
 ) -> Path:
     """Make the staged parts the data set `base`; return its folder.
+
+    `columns` are what the trainer reads of a row, by its own names, the images where there are some.
 
     Until the registry is renamed the old data set is whole and current, afterwards the new one is.
 
@@ -114,7 +131,7 @@ def publish(
     try:
         folder = settle_folder(staging, dataset_dir, base, digest)
         sync_folder(dataset_dir)
-        replace_entries(dataset_dir, base, entries_for(folder.name, variants, manifest))
+        replace_entries(dataset_dir, base, entries_for(folder.name, variants, manifest, columns))
     finally:
         remove_others(dataset_dir, base)
     return folder
@@ -153,7 +170,9 @@ def flush_folder(folder: Path) -> None:
     sync_folder(folder)
 
 
-def entries_for(folder: str, variants: list[Variant], manifest: dict[str, Any]) -> dict[str, Any]:
+def entries_for(
+    folder: str, variants: list[Variant], manifest: dict[str, Any], columns: Mapping[str, str]
+) -> dict[str, Any]:
     """Return the registry entries of the variants; one that holds all rows of its side needs no ranges."""
     entries = {}
     for variant in variants:
@@ -161,7 +180,7 @@ def entries_for(folder: str, variants: list[Variant], manifest: dict[str, Any]) 
         written = manifest["files"][file]
         ranges = () if variant.num_rows == written["rows"] else variant.ranges
         images = written.get("rows_with_images", 0) > 0
-        entries[variant.name] = entry_for(f"{folder}/{file}", ranges, images=images)
+        entries[variant.name] = entry_for(f"{folder}/{file}", ranges, images=images, columns=columns)
     return entries
 
 

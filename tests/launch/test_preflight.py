@@ -143,7 +143,7 @@ def test_other_files_have_another_digest(tmp_path: Path, texts: dict[str, str]) 
 
 @pytest.mark.parametrize("word", ["", "yes", "data:12", "data:1,model:2,more:3"])
 def test_a_digest_that_was_not_copied_whole(word: str) -> None:
-    hint = "copy it whole, as `trainkit train --check-node` prints it on another node"
+    hint = "copy it whole, as `trainkit train --check-node print` shows it on another node"
     assert check_digest(word, "data:1,model:2") == [
         Problem(f"--check-node {word}", "is no digest of data and model", hint)
     ]

@@ -6,6 +6,28 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from trainkit.cli.convert_kinds import refuse
+from trainkit.cli.nodes import (
+    Account,
+    CheckNode,
+    Cores,
+    Elastic,
+    Gpus,
+    JobTime,
+    Master,
+    MaxRestarts,
+    NodeCount,
+    NodeRank,
+    Partition,
+    Slurm,
+    Submit,
+    given_words,
+    node_options,
+    place,
+    show_digest,
+    show_nodes,
+    write_slurm,
+)
 from trainkit.cli.options import AsJson
 from trainkit.cli.output import Output
 from trainkit.cli.training import (
@@ -34,6 +56,7 @@ if TYPE_CHECKING:
 
 
 def train(
+    context: typer.Context,
     overrides: Overrides = None,
     config: ConfigFile = None,
     dataset: Dataset = None,
@@ -45,6 +68,19 @@ def train(
     strict: Strict = False,
     resume: ResumeFrom = None,
     monitor: MonitorWith = None,
+    gpus: Gpus = None,
+    nodes: NodeCount = None,
+    node_rank: NodeRank = None,
+    master: Master = None,
+    elastic: Elastic = None,
+    check_node: CheckNode = None,
+    max_restarts: MaxRestarts = 0,
+    slurm: Slurm = None,
+    submit: Submit = False,
+    time: JobTime = None,
+    partition: Partition = None,
+    account: Account = None,
+    cpus_per_node: Cores = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the command and the configuration only.")] = False,
     force_template: ForceTemplate = False,
     as_json: AsJson = False,
@@ -63,10 +99,22 @@ def train(
         batch_size=batch_size,
         force_template=force_template,
     )
-    options = training_options(resume, monitor, export=export, strict=strict)
-    if dry_run:
-        show_plan(output, settings, options)
+    options = training_options(resume, monitor, export=export, strict=strict, max_restarts=max_restarts)
+    where = node_options(gpus, nodes, node_rank, master, elastic, max_restarts, check_node)
+    job = {"time": time, "cpus": cpus_per_node, "partition": partition, "account": account}
+    if slurm is not None:
+        words = [*given_words(context), *(overrides or [])]
+        write_slurm(output, settings, where, slurm, {"name": dataset or "trainkit", **job}, words, submit=submit)
         return
+    refuse(context, ("submit", "time", "partition", "account", "cpus_per_node"), "without --slurm", "add --slurm FILE")
+    if check_node == "print":
+        show_digest(output, settings)
+        return
+    if dry_run:
+        show_plan(output, place(settings, where, wait=False), options)
+        show_nodes(output, settings, where)
+        return
+    settings = place(settings, where)
     result = (run_auto if auto else run_training)(output, settings, options)
     exported = run_export(output, result.output_dir, settings.base) if export else None
     output.json(

@@ -63,12 +63,12 @@ def make_settings(
 
 
 def training_options(
-    resume: str | None, monitor: str | None, *, export: bool = False, strict: bool = False
+    resume: str | None, monitor: str | None, *, export: bool = False, strict: bool = False, max_restarts: int = 0
 ) -> TrainOptions:
     """Return how a training is started, from the words of a command line."""
     from trainkit.workflow.start import TrainOptions, parse_monitor
 
-    return TrainOptions(resume, parse_monitor(monitor), export, strict)
+    return TrainOptions(resume, parse_monitor(monitor), export, strict, max_restarts)
 
 
 def run_training(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from trainkit.cli.convert_trajectories import refuse
+from trainkit.cli.convert_kinds import refuse
 from trainkit.cli.options import AsJson
 from trainkit.cli.output import Output, problem_json
 from trainkit.cli.training import MonitorWith, Strict

@@ -80,7 +80,7 @@ def check_digest(expected: str, found: str) -> list[Problem]:
     """Return the parts in which this node's digest is not the other's that was given with `--check-node`."""
     theirs, ours = (dict(_part(word) for word in digest.split(",")) for digest in (expected, found))
     if theirs.keys() != ours.keys():
-        hint = "copy it whole, as `trainkit train --check-node` prints it on another node"
+        hint = "copy it whole, as `trainkit train --check-node print` shows it on another node"
         return [Problem(f"--check-node {expected}", f"is no digest of {' and '.join(sorted(ours))}", hint)]
     return [
         Problem(f"--check-node {part}", f"{ours[part]} on this node, {theirs[part]} on the other", _same_hint(part))

@@ -76,7 +76,7 @@ def examine(
     problems += look.problems
     if prepared.errors:  # the rest reckons with values that are sound
         return Examination(look, None, None, tuple(problems))
-    world = options.gpus or len(prepared.hardware.gpus) or 1
+    world = options.gpus or world_of(prepared)
     steps = plan_steps(look.train_rows, value_of(prepared), world) if look.train_rows else None
     checkpoint, refused = find_checkpoint(settings, prepared, options)
     if not options.gpu:  # the disks of the machine that is meant are not here
@@ -90,6 +90,13 @@ def examine(
         problems.append(unknown)
     problems += check_fit(fit) if fit else []
     return Examination(look, steps, fit, tuple(problems))
+
+
+def world_of(prepared: Prepared) -> int:
+    """Return how many processes will share the rows, on all nodes together."""
+    words = (prepared.environ.get(name, "") for name in ("NNODES", "NPROC_PER_NODE"))
+    nodes, here = (int(word) if word.isdecimal() else 0 for word in words)
+    return max(1, nodes) * (here or len(prepared.hardware.gpus) or 1)
 
 
 def value_of(prepared: Prepared) -> Callable[[str], Any]:

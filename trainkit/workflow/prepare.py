@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from trainkit import environment
 from trainkit.dataset.check import check_datasets
 from trainkit.dataset.registry import find_eval_name
+from trainkit.dataset.thoughts import has_thoughts
 from trainkit.datatypes import Problem, gravest_first
 from trainkit.errors import ConfigError, InputError, ProblemsFound, TrainkitError
 from trainkit.plan.arguments import load_arguments
@@ -20,6 +21,7 @@ from trainkit.plan.hardware import find_hardware
 from trainkit.plan.paths import MODEL_KEYS, local_path
 from trainkit.plan.secret import is_secret
 from trainkit.plan.templates import templates_folder
+from trainkit.plan.thinking import THINKING_TEMPLATES
 from trainkit.plan.yamlfile import load_yaml
 
 if TYPE_CHECKING:
@@ -140,7 +142,7 @@ def build(settings: Settings, schema: TrainerSchema, hardware: Hardware) -> Trai
     user_file = find_config(settings)
     templates = templates_folder()
 
-    def built(options: Mapping[str, tuple[str, Any]]) -> TrainConfig:
+    def built(options: Mapping[str, tuple[str, Any]], thoughts: bool | None = None) -> TrainConfig:
         return build_config(
             user_file,
             options,
@@ -150,13 +152,23 @@ def build(settings: Settings, schema: TrainerSchema, hardware: Hardware) -> Trai
             templates=templates,
             base=settings.base,
             complete=settings.complete,
+            has_thoughts=thoughts,
         )
 
     config = built(settings.options)
-    if eval_names := find_eval_sets(config):
-        extra = {"eval_dataset": (f"the eval split of {config.values['dataset']}", ",".join(eval_names))}
-        return built({**settings.options, **extra})
-    return config
+    thoughts = find_thoughts(config)
+    eval_names = find_eval_sets(config)
+    if thoughts is None and not eval_names:
+        return config
+    split = {"eval_dataset": (f"the eval split of {config.values['dataset']}", ",".join(eval_names))}
+    return built({**settings.options, **(split if eval_names else {})}, thoughts)
+
+
+def find_thoughts(config: TrainConfig) -> bool | None:
+    """Return whether the training data hold think blocks, where that decides the template; None where it does not."""
+    if config.values.get("template") not in THINKING_TEMPLATES:
+        return None
+    return has_thoughts(Path(str(config.values.get("dataset_dir", "data"))), names_of(config.values.get("dataset")))
 
 
 def find_config(settings: Settings) -> Path | None:

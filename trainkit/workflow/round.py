@@ -19,6 +19,7 @@ from trainkit.plan.families import find_family
 from trainkit.plan.paths import local_path
 from trainkit.plan.render import render_yaml
 from trainkit.plan.steps import plan_steps
+from trainkit.plan.thinking import template_for
 from trainkit.plan.update import count_gpus, render_train_config, wandb_env
 from trainkit.runs.checkpoints import plan_resume
 from trainkit.runs.rounds import (
@@ -151,15 +152,25 @@ def choose_start(update: UpdateConfig, rounds: list[Round], resume: str | None, 
 
 
 def plan_round(
-    record: Round, start: Start, update: UpdateConfig, rows: Written, trainer: Trainer
+    record: Round,
+    start: Start,
+    update: UpdateConfig,
+    rows: Written,
+    trainer: Trainer,
+    thoughts: bool | None = None,
 ) -> tuple[Round, TrainConfig]:
     """Return what the trainer reads for a round, and the record with the step at which it ends.
+
+    `thoughts` says whether the answers hold think blocks, which decides between two templates of some models.
 
     Raises:
         ConfigError: no chat template is named, and the model does not tell its own.
     """
     gpus = count_gpus(update, trainer.hardware)
     model = model_of(update)
+    template = update.trainer.get("template") or template_of(model)
+    if not update.trainer.get("template") and trainer.schema is not None:
+        template = template_for(template, trainer.schema.templates, has_thoughts=thoughts)
     config = render_train_config(
         update,
         dataset_dir=update.save_path / FOLDER,
@@ -169,7 +180,7 @@ def plan_round(
         output_dir=output_of(update.save_path, record.name),
         rows=rows.train_rows,
         gpus=gpus,
-        template=update.trainer.get("template") or template_of(model),
+        template=template,
         resume=start.checkpoint,
         schema=trainer.schema,
         # with more GPUs than are here, the training is meant for another machine

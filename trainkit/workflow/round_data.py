@@ -13,13 +13,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from trainkit.dataset.quotas import plan_quotas
-from trainkit.dataset.registry import REGISTRY, entry_for, load_registry
+from trainkit.dataset.registry import entry_for, put_entries
 from trainkit.dataset.replay import StepTable, sample, split_by_trajectory
 from trainkit.dataset.select import EVAL, TRAIN
 from trainkit.dataset.stage import Stage
 from trainkit.dataset.write import side_file, staging_folder
 from trainkit.errors import InputError
-from trainkit.files import sync_folder, write_json_atomic
+from trainkit.files import sync_folder
 from trainkit.workflow.rollouts import Tally, read_steps
 
 if TYPE_CHECKING:
@@ -132,8 +132,7 @@ def write_data(
         for side in sides
         if side_file(side) in written
     }
-    others = {name: entry for name, entry in load_registry(folder).items() if name not in NAMES.values()}
-    write_json_atomic(folder / REGISTRY, others | entries)
+    put_entries(folder, entries, lambda member: member.name in NAMES.values())
     return Written(stage.rows_of(TRAIN), stage.rows_of(EVAL), changed["shortened"], changed["too long"])
 
 

@@ -42,12 +42,14 @@ class TrainOptions:
         monitor: the tracker; None means what the configuration says, else SwanLab.
         export: an export will follow, so its folder is checked too.
         strict: a warning keeps the training from starting.
+        max_restarts: how often a training that crashed goes on from its newest complete checkpoint.
     """
 
     resume: str | None = None
     monitor: Monitor | None = None
     export: bool = False
     strict: bool = False
+    max_restarts: int = 0
 
 
 @dataclass(frozen=True, slots=True)

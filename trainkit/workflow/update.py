@@ -16,7 +16,9 @@ from typing import TYPE_CHECKING, Literal
 
 from trainkit import environment
 from trainkit.dataset.findings import strict
+from trainkit.dataset.select import TRAIN
 from trainkit.dataset.short import make_is_short
+from trainkit.dataset.thoughts import has_thoughts
 from trainkit.datatypes import Problem
 from trainkit.errors import EnvironmentProblem, ProblemsFound, UsageProblem
 from trainkit.files import locked
@@ -51,7 +53,7 @@ from trainkit.workflow.round import (
     plan_round,
     write_round_files,
 )
-from trainkit.workflow.round_data import Written, draw_sample, write_data
+from trainkit.workflow.round_data import NAMES, Written, draw_sample, write_data
 from trainkit.workflow.round_resume import going_on_from, learning_rate_note, resuming
 from trainkit.workflow.round_train import refuse_useless, train_round
 
@@ -264,8 +266,10 @@ def prepare_round(
         return PreparedRound(record, config, found, drawn, rows, train_config, path, (*notes, *train_config.notes))
     shorten, doubts = find_shorten(train_config, trainer)
     told.stage("writing the data")
-    rows = write_data(begin_writing(config), found.files, drawn, on_file, shorten)
-    record, train_config = plan_round(record, start, config, rows, trainer)
+    folder = begin_writing(config)
+    rows = write_data(folder, found.files, drawn, on_file, shorten)
+    thoughts = has_thoughts(folder, [NAMES[TRAIN]])
+    record, train_config = plan_round(record, start, config, rows, trainer, thoughts)
     resume = going_on_from(record, start, config, anew=options.resume not in (None, "auto"))
     notes = (*notes, *doubts, *train_config.notes, *learning_rate_note(resume, config))
     prepared = PreparedRound(record, config, found, drawn, rows, resuming(train_config, resume), resume, notes)

@@ -1,3 +1,3 @@
 """From agent runs to a trained model."""
 
-__version__ = "0.3.0"
+__version__ = "0.4.0"

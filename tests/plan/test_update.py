@@ -436,13 +436,17 @@ def test_a_later_round_needs_no_model(tmp_path: Path) -> None:
     assert load_update(file, words).model is None
 
 
-ALL_SHIPPED = "name its path, or trainkit's own: ds_z2.json, ds_z3.json, ds_z3_offload.json"
+ALL_SHIPPED = "name its path, or trainkit's own: ds_z1.json, ds_z2.json, ds_z3.json, ds_z3_offload.json"
 
 
 @pytest.mark.parametrize(
     ("name", "path", "hint"),
     [
-        ("ds_config_b200_zero1.json", "/base/ds_config_b200_zero1.json", ALL_SHIPPED),
+        (
+            "ds_config_b200_zero1.json",
+            "/base/ds_config_b200_zero1.json",
+            "name its path, or trainkit's own ds_z1.json, which is ZeRO-1 too",
+        ),
         (
             "ds_config_b200_zero2.json",
             "/base/ds_config_b200_zero2.json",

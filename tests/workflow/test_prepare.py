@@ -345,3 +345,18 @@ def test_the_trainer_is_this_environment_and_its_answers_are_kept_outside(
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path))
     assert cache_folder() == tmp_path / ".cache" / "trainkit"
+
+
+def test_a_template_that_follows_the_data(ready: Place) -> None:
+    model = ready.path("model/config.json")
+    model.write_text(json.dumps({**json.loads(model.read_text()), "model_type": "qwen3", "head_dim": 16}))
+    config = ready.path("training_config.yaml").read_text()
+    ready.write("training_config.yaml", config.replace("template: qwen\n", ""))
+    report = ready.trainkit("train", "--dry-run", "--json").json
+    assert (report["config"]["template"], report["origin"]["template"]) == ("qwen3_nothink", "the training data")
+    data = part(ready)
+    answer = json.dumps("<think>\nIt is near.\n</think>\n\n{}")
+    data.write_text(data.read_text().replace('"from":"gpt","value":', f'"from":"gpt","value":{answer},"was":', 1))
+    assert ready.trainkit("train", "--dry-run", "--json").json["config"]["template"] == "qwen3"
+    ready.config("template: qwen3_nothink")
+    assert ready.trainkit("train", "--dry-run", "--json").json["config"]["template"] == "qwen3_nothink"

@@ -8,3 +8,5 @@ uv pip compile "${how[@]}" "$@" requirements/uv.in -o requirements/uv.lock
 uv pip compile "${how[@]}" "$@" --extra train pyproject.toml requirements/build.in -o requirements/train.lock
 uv pip compile "${how[@]}" "$@" --extra train --extra dev pyproject.toml requirements/build.in \
   -c requirements/train.lock -o requirements/dev.lock
+uv pip compile "${how[@]}" "$@" --extra train --extra ray pyproject.toml requirements/build.in \
+  -c requirements/train.lock -o requirements/ray.lock

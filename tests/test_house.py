@@ -117,7 +117,7 @@ def test_the_newest_change_is_of_this_version() -> None:
 
 
 def test_lock_files_name_no_host_and_pin_the_trainer() -> None:
-    for name in ("train.lock", "dev.lock", "uv.lock"):
+    for name in ("train.lock", "dev.lock", "ray.lock", "uv.lock"):
         text = (ROOT / "requirements" / name).read_text(encoding="utf-8")
         assert "://" not in text
         assert "--hash=sha256:" in text

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import socket
+import sys
 from typing import TYPE_CHECKING
 
 import pytest
 
 from trainkit.datatypes import Gpu, Hardware
+from trainkit.workflow import on_ray
 
 if TYPE_CHECKING:
     from tests.conftest import Place
@@ -106,3 +109,118 @@ def test_a_job_is_submitted(ready: Place, monkeypatch: pytest.MonkeyPatch, code:
         assert done.json["sbatch"] == says
     else:
         assert done.json["error"] == f"sbatch refuses the job: {says}"
+
+
+@pytest.fixture
+def ray(ready: Place, monkeypatch: pytest.MonkeyPatch) -> Place:
+    """A place where Ray is installed, on a machine of 4 cores."""
+    package = ready.write("packages/ray/__init__.py", "")
+    monkeypatch.syspath_prepend(str(package.parents[1]))
+    monkeypatch.setattr(on_ray, "own_address", lambda: "192.0.2.7")
+    monkeypatch.setattr(on_ray, "usable_cores", lambda: 4)
+    return ready
+
+
+def ray_keys(values: dict[str, object]) -> dict[str, object]:
+    return {key: value for key, value in values.items() if key.startswith(("ray_", "master_"))}
+
+
+def test_a_training_on_a_ray_of_its_own(ray: Place, four_gpus: None) -> None:
+    done = ray.trainkit("train", "--ray", "2")
+    assert done.code == 0, done.err
+    start = {"num_cpus": 20, "num_gpus": 2, "include_dashboard": False, "_node_ip_address": "192.0.2.7"}
+    call = ray.calls("train")[0]
+    assert ray_keys(call["values"]) == {
+        "ray_num_workers": 2,
+        "ray_init_kwargs": {"address": "local", **start},
+        "master_addr": "192.0.2.7",
+    }
+    assert not {"FORCE_TORCHRUN", "NPROC_PER_NODE"} & set(call["env"])
+    done = ray.trainkit("train", "--ray", "2", "--dry-run", "--resume", "never")
+    assert done.code == 0, done.err
+    assert done.out.splitlines()[-1] == (
+        "Ray's driver: CUDA_VISIBLE_DEVICES=0,1 RAY_COLOR_PREFIX=0 RAY_DEDUP_LOGS=0 RAY_LOGGER_LEVEL=warning "
+        "RAY_USAGE_STATS_ENABLED=0 USE_RAY=1"
+    )
+
+
+def test_a_training_on_a_ray_cluster(ray: Place, four_gpus: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "gpu01:6379")
+    for name in [name for name in os.environ if on_ray.holds_secret(name)]:
+        monkeypatch.delenv(name)
+    done = ray.trainkit("train", "--ray", "8", "--dry-run")
+    assert done.code == 0, done.err
+    assert done.out.splitlines()[-1] == "Ray's driver: RAY_COLOR_PREFIX=0 RAY_DEDUP_LOGS=0 USE_RAY=1"
+    assert ray.trainkit("train", "--ray", "8").code == 0
+    assert ray_keys(ray.calls("train")[0]["values"]) == {"ray_num_workers": 8}
+
+
+@pytest.mark.parametrize(
+    ("variables", "words"),
+    [({"AWS_SECRET_ACCESS_KEY": "x"}, []), ({"HF_TOKEN": "x"}, []), ({}, ["hf_hub_token=x"])],
+)
+def test_a_cluster_gets_no_secret(
+    ray: Place, four_gpus: None, monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], words: list[str]
+) -> None:
+    for name in [name for name in os.environ if on_ray.holds_secret(name)]:
+        monkeypatch.delenv(name)
+    for name, value in {"RAY_ADDRESS": "auto", **variables}.items():
+        monkeypatch.setenv(name, value)
+    done = ray.trainkit("train", "--ray", "2", *words)
+    named = next(iter(variables), "HF_TOKEN")
+    assert (done.code, done.err.splitlines()[0]) == (2, f"error: --ray: the cluster would write {named} to its logs")
+    assert ray.calls("train") == []
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--ray", "0"], "--ray 0: must be 1 or more"),
+        (["--ray", "5"], "--ray 5: only 4 GPUs are visible"),
+        (["--ray", "2", "--gpus", "2"], "--ray and --gpus exclude each other"),
+        (["--ray", "2", *TWO], "--ray and --nodes exclude each other"),
+        (["--ray", "2", "--elastic", "1:2"], "--ray and --elastic exclude each other"),
+        (["--ray", "2", "--slurm", "job.sh"], "--ray: has no meaning with --slurm"),
+        (["--ray", "2", "deepspeed=zero.json"], "--ray: with deepspeed the trainer starts torchrun"),
+    ],
+)
+def test_what_cannot_be_on_ray(ray: Place, four_gpus: None, words: list[str], message: str) -> None:
+    ray.write("zero.json", "{}")
+    done = ray.trainkit("train", *words)
+    assert (done.code, done.err.splitlines()[0]) == (2, f"error: {message}")
+    assert ray.calls("train") == []
+
+
+def test_ray_where_torchrun_is_asked_for(ray: Place, four_gpus: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NPROC_PER_NODE", "2")
+    done = ray.trainkit("train", "--ray", "2")
+    message = "error: --ray: NPROC_PER_NODE=2 in the environment starts torchrun\n    unset NPROC_PER_NODE\n"
+    assert (done.code, done.err) == (2, message)
+
+
+def test_ray_without_ray_or_without_a_gpu(ray: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    done = ray.trainkit("train", "--ray", "1")
+    assert done.err.splitlines()[0].startswith("error: --ray: needs GPUs; ")
+    monkeypatch.setitem(sys.modules, "ray", None)
+    missing = ray.trainkit("train", "--ray", "1")
+    assert missing.err == ("error: --ray: Ray is not installed beside LLaMA-Factory\n    pip install 'trainkit[ray]'\n")
+    assert done.code == missing.code != 0
+    assert ray.calls("train") == []
+
+
+def test_one_gpu_is_too_few_for_two_workers(ray: Place) -> None:
+    from trainkit.errors import UsageProblem
+
+    with pytest.raises(UsageProblem, match="--ray 2: only 1 GPU is visible"):
+        on_ray.check_start({}, 2, visible=1)
+
+
+def test_the_address_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert socket.inet_aton(on_ray.own_address())
+
+    def no_way(*_: object) -> None:
+        raise OSError
+
+    monkeypatch.setattr(socket.socket, "connect", no_way, raising=False)
+    monkeypatch.setattr(socket, "gethostbyname", lambda name: "192.0.2.9")
+    assert on_ray.own_address() == "192.0.2.9"

@@ -32,6 +32,7 @@ CheckNode = Annotated[
 MaxRestarts = Annotated[
     int, typer.Option("--max-restarts", metavar="N", help="After a crash, go on from the newest checkpoint.")
 ]
+Ray = Annotated[int | None, typer.Option("--ray", metavar="N", help="Train on Ray, with N workers of a GPU each.")]
 Slurm = Annotated[
     Path | None, typer.Option("--slurm", metavar="FILE", help="Write a job script for Slurm; nothing is trained here.")
 ]
@@ -43,8 +44,8 @@ Cores = Annotated[int | None, typer.Option("--cpus-per-node", metavar="N", help=
 
 # the parameters of `train` that a job script says by itself, or that are not about the training
 NOT_IN_A_JOB = (
-    "gpus", "nodes", "node_rank", "master", "elastic", "check_node", "slurm", "submit", "time", "partition", "account",
-    "cpus_per_node", "resume", "dry_run", "as_json", "overrides",
+    "gpus", "nodes", "node_rank", "master", "elastic", "check_node", "ray", "slurm", "submit", "time", "partition",
+    "account", "cpus_per_node", "resume", "dry_run", "as_json", "overrides",
 )  # fmt: skip
 
 
@@ -56,11 +57,12 @@ def node_options(
     elastic: str | None,
     max_restarts: int,
     check_node: str | None,
+    ray: int | None = None,
 ) -> NodeOptions:
     """Return on what a training is to run."""
     from trainkit.workflow.nodes import NodeOptions
 
-    return NodeOptions(gpus, nodes, node_rank, master, elastic, max_restarts, check_node)
+    return NodeOptions(gpus, nodes, node_rank, master, elastic, max_restarts, check_node, ray)
 
 
 def place(settings: Settings, options: NodeOptions, *, wait: bool = True) -> Settings:
@@ -87,7 +89,8 @@ def show_nodes(output: Output, settings: Settings, options: NodeOptions) -> None
 
     for rank, added in enumerate(other_nodes(settings, options)):
         words = " ".join(f"{name}={shlex.quote(value)}" for name, value in sorted(added.items()))
-        output.data(f"{'every node' if options.elastic else f'node {rank}'}: {words}")
+        where = "Ray's driver" if options.ray else "every node" if options.elastic else f"node {rank}"
+        output.data(f"{where}: {words}")
 
 
 def write_slurm(
@@ -103,7 +106,7 @@ def write_slurm(
     """Write the job script, and submit it when that is asked for."""
     from trainkit.workflow.nodes import submit_job, write_job
 
-    for name in ("node_rank", "master", "elastic", "check_node"):
+    for name in ("node_rank", "master", "elastic", "check_node", "ray"):
         if getattr(options, name) is not None:
             raise UsageProblem(f"--{name.replace('_', '-')}: has no meaning with --slurm", "the job finds it out")
     write_job(file, {**asked, "nodes": options.nodes or 1, "gpus": options.gpus or 0}, words, settings.base)

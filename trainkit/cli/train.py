@@ -19,6 +19,7 @@ from trainkit.cli.nodes import (
     NodeCount,
     NodeRank,
     Partition,
+    Ray,
     Slurm,
     Submit,
     given_words,
@@ -75,6 +76,7 @@ def train(
     elastic: Elastic = None,
     check_node: CheckNode = None,
     max_restarts: MaxRestarts = 0,
+    ray: Ray = None,
     slurm: Slurm = None,
     submit: Submit = False,
     time: JobTime = None,
@@ -100,7 +102,7 @@ def train(
         force_template=force_template,
     )
     options = training_options(resume, monitor, export=export, strict=strict, max_restarts=max_restarts)
-    where = node_options(gpus, nodes, node_rank, master, elastic, max_restarts, check_node)
+    where = node_options(gpus, nodes, node_rank, master, elastic, max_restarts, check_node, ray)
     job = {"time": time, "cpus": cpus_per_node, "partition": partition, "account": account}
     if slurm is not None:
         words = [*given_words(context), *(overrides or [])]

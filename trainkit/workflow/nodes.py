@@ -18,11 +18,13 @@ from trainkit.launch.preflight import check_digest, check_master, check_port, no
 from trainkit.launch.process import capture
 from trainkit.launch.slurm import SlurmJob, slurm_script
 from trainkit.plan.hardware import find_hardware
+from trainkit.workflow.on_ray import put_on_ray, ray_environment
 from trainkit.workflow.prepare import names_of, prepare
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from trainkit.datatypes import Problem
     from trainkit.launch.nodes import Nodes
     from trainkit.workflow.prepare import Settings
 
@@ -35,6 +37,7 @@ class NodeOptions:
         gpus, nodes, node_rank, master, elastic: see `trainkit.launch.nodes.parse_nodes`.
         max_restarts: how often an elastic start begins again.
         check_node: the digest of data and model on another node.
+        ray: workers of a training on Ray.
     """
 
     gpus: int | None = None
@@ -44,6 +47,7 @@ class NodeOptions:
     elastic: str | None = None
     max_restarts: int = 0
     check_node: str | None = None
+    ray: int | None = None
 
     @property
     def is_plain(self) -> bool:
@@ -61,25 +65,38 @@ def place_on_nodes(settings: Settings, options: NodeOptions, *, wait: bool = Tru
 
     Raises:
         UsageProblem: options that contradict each other or the environment, or that are missing.
+        EnvironmentProblem: Ray is asked for and cannot be used.
         ProblemsFound: the master cannot be reached, its port is taken, or data or model differ from the other node's.
     """
     if options.is_plain:
         return settings
-    nodes, env = parsed(settings, options), settings.environ()
-    visible = len(find_hardware(env).gpus)
-    placed = dataclasses.replace(
-        settings, environment={**settings.environment, **node_environment(nodes, env, visible=visible)}
-    )
-    problems = []
-    if wait and nodes.count > 1 and nodes.master:
-        rank = nodes.rank if nodes.rank is not None else int(env.get("NODE_RANK") or 0)
-        reach = check_master if rank and nodes.least is None else check_port
-        problems += reach(nodes.master, nodes.port) if nodes.least is None else []
+    placed, problems = _on_ray(settings, options) if options.ray is not None else _on_nodes(settings, options, wait)
     if options.check_node is not None:
         problems += check_digest(options.check_node, digest_here(placed))
     if any(problem.level == "error" for problem in problems):
         raise ProblemsFound("this node is not ready; nothing was started", problems)
     return placed
+
+
+def _on_ray(settings: Settings, options: NodeOptions) -> tuple[Settings, list[Problem]]:
+    for name in ("gpus", "nodes", "node_rank", "master", "elastic"):
+        if getattr(options, name) is not None:
+            raise UsageProblem(f"--ray and --{name.replace('_', '-')} exclude each other", "Ray places the workers")
+    return put_on_ray(settings, options.ray or 0, visible=len(find_hardware(settings.environ()).gpus)), []
+
+
+def _on_nodes(settings: Settings, options: NodeOptions, wait: bool) -> tuple[Settings, list[Problem]]:
+    nodes, env = parsed(settings, options), settings.environ()
+    visible = len(find_hardware(env).gpus)
+    placed = dataclasses.replace(
+        settings, environment={**settings.environment, **node_environment(nodes, env, visible=visible)}
+    )
+    problems: list[Problem] = []
+    if wait and nodes.count > 1 and nodes.master:
+        rank = nodes.rank if nodes.rank is not None else int(env.get("NODE_RANK") or 0)
+        reach = check_master if rank and nodes.least is None else check_port
+        problems += reach(nodes.master, nodes.port) if nodes.least is None else []
+    return placed, problems
 
 
 def parsed(settings: Settings, options: NodeOptions) -> Nodes:
@@ -96,9 +113,11 @@ def parsed(settings: Settings, options: NodeOptions) -> Nodes:
 
 
 def other_nodes(settings: Settings, options: NodeOptions) -> list[dict[str, str]]:
-    """Return what is added to the environment of each node, by rank; empty for a training on one node."""
+    """Return what is added to the environment of each node, by rank; empty for a training on one node without Ray."""
     if options.is_plain:
         return []
+    if options.ray is not None:
+        return [ray_environment(settings.environ(), options.ray)]
     nodes = parsed(settings, options)
     return [] if nodes.count == 1 and nodes.least is None else list(every_node(nodes, settings.environ()))
 

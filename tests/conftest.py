@@ -181,6 +181,8 @@ def place(
     monkeypatch.setenv("XDG_CACHE_HOME", str(home / "cache"))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     monkeypatch.setenv("FAKE_CALLS", str(tmp_path / "calls.jsonl"))
+    # the trainer is started by a program of trainkit's own, which finds a LLaMA-Factory here that pretends
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(FAKES / "packages"), os.environ.get("PYTHONPATH", "")]))
     for name in ("COLUMNS", "TERMINAL_WIDTH"):
         monkeypatch.setenv(name, "100")
     monkeypatch.chdir(folder)

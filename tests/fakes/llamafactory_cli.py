@@ -1,7 +1,8 @@
 """Stands in for llamafactory-cli: checks the command and its configuration, then behaves as told.
 
 Told by the JSON in $FAKE_TRAINER; every call is written down in $FAKE_CALLS. A wrong call ends with exit code 99.
-`by_hand` says that a person calls it, for whom trainkit has prepared nothing but the configuration.
+`by_hand` says that a person calls it, for whom trainkit has prepared nothing but the configuration. `starts` lists what
+is told only to the first start, only to the second, and so on.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import time
 import zipfile
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NoReturn
 
 import yaml
@@ -105,7 +107,8 @@ def check_prepared(output: Path) -> None:
         refuse(f"started in {Path.cwd()}, which is not the run's folder")
 
 
-def train(values: dict[str, Any]) -> None:
+def train(values: dict[str, Any], callbacks: Any = ()) -> None:
+    TOLD.update(next(iter(TOLD.get("starts", [])[count_starts() - 1 :]), {}))
     output = Path(values["output_dir"])
     if not output.is_absolute():
         refuse(f"output_dir {output} is relative")
@@ -116,20 +119,58 @@ def train(values: dict[str, Any]) -> None:
     if not Path(values["model_name_or_path"]).is_absolute():
         refuse("the model's path is relative")
     start, total = first_step(values), TOLD.get("total", values.get("max_steps", 3))
+    told = Listeners(callbacks, output, values, total)
+    if TOLD.get("begin", True):
+        told.call("on_train_begin", start)
     for step in range(start + 1, TOLD.get("stop_at", total) + 1):
         make_step(output, values, step, total)
+        told.step_end(step)
     print(TOLD.get("log", ""), flush=True)
     if TOLD.get("wait"):
         (output / "ready").touch()
-        time.sleep(60)
+        for _ in range(1200):
+            time.sleep(0.05)
+            told.step_end(TOLD.get("stop_at", total))
     if TOLD.get("exit"):
         sys.exit(TOLD["exit"])
+    if TOLD.get("linger"):
+        (output / "ready").touch()
+        time.sleep(TOLD["linger"])
     save_model(output, values["finetuning_type"])
     (output / "trainer_state.json").write_text(json.dumps({"global_step": total, "max_steps": total}))
     (output / "training_loss.png").write_bytes(b"PNG")
     (output / "all_results.json").write_text(
         TOLD.get("results", '{"train_loss": 0.51236, "eval_loss": 0.75, "epoch": 3.0}')
     )
+
+
+def count_starts() -> int:
+    calls = [json.loads(line) for line in Path(os.environ["FAKE_CALLS"]).read_text().splitlines()]
+    return sum(call["program"] == "train" for call in calls)
+
+
+class Listeners:
+    """The callbacks of one process, called as transformers does."""
+
+    def __init__(self, callbacks: Any, output: Path, values: dict[str, Any], total: int) -> None:
+        self.callbacks, self.output, self.values, self.total = callbacks, output, values, total
+        self.args = SimpleNamespace(local_process_index=0, world_size=1, save_only_model=values.get("save_only_model"))
+        self.control = SimpleNamespace(should_save=False, should_training_stop=False, should_evaluate=False)
+
+    def call(self, event: str, step: int) -> None:
+        state = SimpleNamespace(global_step=step, max_steps=self.total)
+        for callback in self.callbacks:
+            getattr(callback, event)(self.args, state, self.control)
+
+    def step_end(self, step: int) -> None:
+        self.call("on_step_end", step)
+        if self.control.should_save and TOLD.get("save", True):
+            save_checkpoint(self.output / f"checkpoint-{step}", self.values, step, self.total)
+            self.call("on_save", step)
+        if self.control.should_training_stop:
+            # a trainer that stops and saves nothing, as PPO's
+            self.call("on_train_end", step)
+            sys.exit(0)
 
 
 def make_step(output: Path, values: dict[str, Any], step: int, total: int) -> None:

@@ -6,7 +6,14 @@ import pytest
 
 from trainkit.datatypes import Command
 from trainkit.errors import ConfigError, EnvironmentProblem
-from trainkit.launch.llamafactory import export_command, find_trainer, program_command, train_command
+from trainkit.launch.llamafactory import (
+    TRAIN_TOGETHER,
+    export_command,
+    find_trainer,
+    preemptible,
+    program_command,
+    train_command,
+)
 
 BIN = Path("/env/bin")
 RUN = Path("/place/logs/run")
@@ -41,6 +48,14 @@ def test_train_command(env: dict[str, str], options: dict[str, object], addition
     )
     argv = ("/env/bin/llamafactory-cli", "train", "/place/logs/run/config.yaml")
     assert command == Command(argv, RUN, {**BASE, **additions})
+
+
+def test_the_same_words_by_way_of_the_program_that_can_be_asked_to_stop() -> None:
+    command = train_command(RUN / "config.yaml", bin_dir=BIN, cwd=RUN, env={"PATH": "/usr/bin"}, deepspeed=True)
+    additions = {**BASE, "FORCE_TORCHRUN": "1", "NPROC_PER_NODE": "1", "TRAINKIT_STOP_FILE": "/place/logs/run/stop"}
+    argv = ("/env/bin/python3", str(TRAIN_TOGETHER), "train", "/place/logs/run/config.yaml")
+    assert preemptible(command, BIN / "python3", RUN / "stop") == Command(argv, RUN, additions)
+    assert TRAIN_TOGETHER.is_file()
 
 
 def test_a_config_in_a_path_with_a_space_is_named_from_the_run_folder() -> None:

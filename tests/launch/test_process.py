@@ -26,6 +26,24 @@ if TYPE_CHECKING:
 ENV = dict(os.environ)
 IGNORE_CTRL_C = "signal.signal(signal.SIGINT, lambda *_: Path('got_int').touch())"
 IGNORE_BOTH = f"{IGNORE_CTRL_C}\nsignal.signal(signal.SIGTERM, lambda *_: Path('got_term').touch())"
+# what the driver does before the run: the trainer is asked by a file, or cannot be asked
+ASK = """
+import functools
+def ask(number):
+    Path(sys.argv[1], "asked").write_text(str(number))
+    return {can_be_asked}
+process.ECHO_SECONDS = {echo_seconds}
+process.run = functools.partial(process.run, ask=ask)
+"""
+OBEY = """
+import threading
+def obey():
+    while not Path("asked").exists(): time.sleep(0.02)
+    Path("saving").touch()
+    while not Path("saved").exists(): time.sleep(0.02)
+    os._exit(0)
+threading.Thread(target=obey, daemon=True).start()
+"""
 # as torchrun does: a worker in a session of its own, which a signal to the trainer's group does not reach
 WORKER = """
 worker = subprocess.Popen(
@@ -146,6 +164,60 @@ def test_signals_reach_the_trainer_and_grow_stronger(
         if file is not None:
             wait_for((tmp_path / file).exists)
             (tmp_path / file).unlink()
+    assert result(driver) == expected
+
+
+@pytest.mark.parametrize(
+    ("number", "can_be_asked", "expected", "asked"),
+    [
+        (signal.SIGTERM, True, [0, 15, True], "15"),
+        (signal.SIGUSR1, True, [0, 10, True], "10"),
+        (signal.SIGTERM, False, [143, 15, True], "15"),
+        (signal.SIGUSR1, False, [143, 10, True], "10"),
+        (signal.SIGINT, True, [130, 2, True], ""),
+        (signal.SIGHUP, True, [129, 1, True], ""),
+    ],
+)
+def test_a_preempted_trainer_is_asked_first(
+    start_run: Start, tmp_path: Path, number: int, can_be_asked: bool, expected: list[object], asked: str
+) -> None:
+    (tmp_path / "saved").touch()
+    obey = OBEY if can_be_asked else ""
+    driver = start_run(obey, before=ASK.format(can_be_asked=can_be_asked, echo_seconds=2))
+    driver.send_signal(number)
+    assert result(driver) == expected
+    assert ((tmp_path / "asked").read_text() if asked else "") == asked
+    assert (tmp_path / "asked").exists() == bool(asked)
+
+
+def test_a_request_that_comes_twice_at_once_is_one(start_run: Start, tmp_path: Path, wait_for: Wait) -> None:
+    """`timeout` signals the program, and then its whole group."""
+    driver = start_run(OBEY, before=ASK.format(can_be_asked=True, echo_seconds=60))
+    driver.send_signal(signal.SIGTERM)
+    wait_for((tmp_path / "saving").exists)
+    driver.send_signal(signal.SIGTERM)
+    time.sleep(0.3)
+    (tmp_path / "saved").touch()
+    assert result(driver) == [0, 15, True]
+
+
+@pytest.mark.parametrize(
+    ("trainer", "signals", "expected"),
+    [
+        ("", [signal.SIGUSR1, signal.SIGUSR1], [143, 10, True]),
+        ("", [signal.SIGUSR1, signal.SIGTERM], [143, 10, True]),
+        ("", [signal.SIGTERM, signal.SIGINT], [143, 15, True]),
+        (IGNORE_BOTH, [signal.SIGTERM, signal.SIGTERM, signal.SIGTERM], [137, 15, True]),
+    ],
+)
+def test_a_second_signal_ends_a_trainer_that_was_asked(
+    start_run: Start, tmp_path: Path, wait_for: Wait, trainer: str, signals: list[int], expected: list[object]
+) -> None:
+    driver = start_run(trainer + OBEY, before=ASK.format(can_be_asked=True, echo_seconds=0))
+    for number, sign in zip(signals, ("saving", "got_term", ""), strict=False):
+        driver.send_signal(number)
+        if sign == "saving" or (sign and trainer):
+            wait_for((tmp_path / sign).exists)
     assert result(driver) == expected
 
 

@@ -5,18 +5,22 @@ import os
 import shutil
 import signal
 import time
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import yaml
 
+from trainkit.errors import TrainerFailed, TrainkitError
+from trainkit.launch.llamafactory import TRAIN_TOGETHER
 from trainkit.workflow.prepare import Settings
 from trainkit.workflow.start import TrainOptions
-from trainkit.workflow.train import train
+from trainkit.workflow.train import TrainResult, train
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    import subprocess
+    from collections.abc import Callable, Iterator
 
     from tests.conftest import Place
 
@@ -70,9 +74,11 @@ def test_the_run_folder_holds_what_is_known_about_the_run(ready: Place) -> None:
     assert {key: call["values"][key] for key in wanted} == wanted
     manifest = ready.manifest()
     assert manifest["run_id"] == run.name
-    assert manifest["command"] == [str(ready.python.parent / "llamafactory-cli"), "train", str(run / "config.yaml")]
-    assert manifest["environment"] == ["PATH", "PYTHONUNBUFFERED", "PYTHONWARNINGS", "TOKENIZERS_PARALLELISM"]
+    assert manifest["command"] == [str(ready.python), str(TRAIN_TOGETHER), "train", str(run / "config.yaml")]
+    names = ["PATH", "PYTHONUNBUFFERED", "PYTHONWARNINGS", "TOKENIZERS_PARALLELISM", "TRAINKIT_STOP_FILE"]
+    assert manifest["environment"] == names
     assert (manifest["exit_code"], manifest["signal"], manifest["resumed_from"]) == (0, None, None)
+    assert (manifest["preempted"], manifest["step"], manifest["restarts"]) == (False, 3, [])
     assert manifest["metrics"] == {"train_loss": 0.51236, "eval_loss": 0.75, "epoch": 3.0}
     assert manifest["versions"]["llamafactory"] == "0.9.5"
     assert manifest["hardware"] == {"gpus": [], "cpu_count": 4, "memory_gib": 16.0}
@@ -134,10 +140,11 @@ def test_a_dry_run_shows_command_and_origins_and_writes_nothing(ready: Place) ->
     done = ready.trainkit("train", "--dry-run", "-e", "5", "lora_rank=8")
     assert (done.code, ready.tree(), ready.calls()) == (0, before, [])
     lines = done.out.splitlines()
-    program = f"{ready.python.parent / 'llamafactory-cli'} train WORK/logs/RUN/config.yaml"
+    program = f"{ready.python} {TRAIN_TOGETHER} train WORK/logs/RUN/config.yaml"
+    words = "PYTHONUNBUFFERED=1 PYTHONWARNINGS=ignore::FutureWarning TOKENIZERS_PARALLELISM=false"
     assert lines[:3] == [
         "in WORK/logs/RUN, where RUN is the run's name:",
-        f"PYTHONUNBUFFERED=1 PYTHONWARNINGS=ignore::FutureWarning TOKENIZERS_PARALLELISM=false {program}",
+        f"{words} TRAINKIT_STOP_FILE=WORK/logs/RUN/stop {program}",
         "",
     ]
     table = {line.split()[0]: line.split(maxsplit=2)[1:] for line in lines[3:]}
@@ -149,7 +156,7 @@ def test_a_dry_run_shows_command_and_origins_and_writes_nothing(ready: Place) ->
     assert table["eval_dataset"] == ["reward_model_full_eval", "the eval split of reward_model_full"]
     assert table["overwrite_output_dir"] == ["True", "trainkit"]
     report = ready.trainkit("train", "--dry-run", "--json").json
-    assert report["command"][1:] == ["train", "WORK/logs/RUN/config.yaml"]
+    assert report["command"][1:] == [str(TRAIN_TOGETHER), "train", "WORK/logs/RUN/config.yaml"]
     assert (report["secrets"], report["resume"], report["origin"]["use_cpu"]) == ([], None, "this machine")
     assert ready.tree() == before
 
@@ -587,30 +594,214 @@ def wait_for(path: Path) -> None:
     raise AssertionError(f"{path} did not appear")
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_stop_is_passed_on_and_says_how_to_go_on(
-    ready: Place, tell: Callable[..., None], number: int, code: int
-) -> None:
-    tell(stop_at=2, wait=True)
+@contextmanager
+def started(place: Place, *words: str) -> Iterator[subprocess.Popen[str]]:
+    """A training that has made the steps it was told to make and waits."""
     # in the background of a shell Ctrl-C is ignored, and a child inherits that
-    process = ready.start("train", preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler))
+    process = place.start("train", *words, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler))
     try:
-        wait_for(ready.path("saves/rm/ready"))
-        os.kill(process.pid, number)
-        out, err = (ready.tidy(text) for text in process.communicate(timeout=20))
+        wait_for(place.path("saves/rm/ready"))
+        yield process
     finally:
         process.kill()
-    assert (process.returncode, out) == (code, "")
-    assert err.splitlines()[-1] == (
-        "error: stopped; the log is WORK/logs/DATE-train/train.log; --resume auto goes on from the newest complete "
-        "checkpoint in WORK/saves/rm"
-    )
+        process.communicate()
+
+
+def ended(place: Place, process: subprocess.Popen[str]) -> tuple[int, str, str]:
+    """Return the exit code, standard output and the last line of standard error."""
+    out, err = (place.tidy(text) for text in process.communicate(timeout=20))
     assert "Traceback" not in err
-    assert ready.manifest()["signal"] == number
+    return process.returncode, out, err.splitlines()[-1]
+
+
+GOES_ON = "error: stopped; the log is WORK/logs/DATE-train/train.log; --resume auto goes on "
+STOPS: list[tuple[int, int, dict[str, Any], str, tuple[bool, int | None]]] = [
+    (signal.SIGINT, 130, {}, "from the newest complete checkpoint in WORK/saves/rm", (False, 2)),
+    (signal.SIGHUP, 129, {}, "from the newest complete checkpoint in WORK/saves/rm", (False, 2)),
+    (signal.SIGTERM, 143, {}, "after step 2, which was saved: WORK/saves/rm/checkpoint-2", (True, 2)),
+    (signal.SIGUSR1, 138, {}, "after step 2, which was saved: WORK/saves/rm/checkpoint-2", (True, 2)),
+    # before the training has begun there is nothing to save
+    (signal.SIGTERM, 143, {"begin": False}, "from the newest complete checkpoint in WORK/saves/rm", (True, 2)),
+    (signal.SIGUSR1, 138, {"begin": False}, "from the newest complete checkpoint in WORK/saves/rm", (True, 2)),
+]
+
+
+@pytest.mark.parametrize(("number", "code", "told", "goes_on", "known"), STOPS)
+def test_a_stop_is_passed_on_and_says_how_to_go_on(
+    ready: Place,
+    tell: Callable[..., None],
+    number: int,
+    code: int,
+    told: dict[str, Any],
+    goes_on: str,
+    known: tuple[bool, int | None],
+) -> None:
+    tell(stop_at=2, wait=True, **told)
+    with started(ready) as process:
+        os.kill(process.pid, number)
+        assert ended(ready, process) == (code, "", GOES_ON + goes_on)
+    manifest = ready.manifest()
+    assert (manifest["signal"], manifest["exit_code"]) == (number, code)
+    assert (manifest["preempted"], manifest["step"], manifest["metrics"]) == (*known, {})
+    assert sorted(path.name for path in ready.run().iterdir()) == ["config.yaml", "run.json", "train.log"]
+    assert not ready.path("saves/rm/adapter_model.safetensors").exists(), "it must not look like a finished training"
     tell()
-    again = ready.trainkit("train")
+    again = ready.trainkit("train", "--resume", "auto")
     assert again.code == 0
     assert "checkpoint-2: resuming after step 2 of 3" in again.err
+    assert (ready.manifest()["preempted"], ready.manifest()["step"]) == (False, 3)
+
+
+def test_a_trainer_that_cannot_save_says_what_is_missing(ready: Place, tell: Callable[..., None]) -> None:
+    """As PPO's, which stops and saves no checkpoint that a training can go on from."""
+    tell(stop_at=2, wait=True, save=False)
+    with started(ready) as process:
+        os.kill(process.pid, signal.SIGTERM)
+        code, _, told = ended(ready, process)
+    assert code == 143
+    assert told.startswith(
+        "error: stopped; the log is WORK/logs/DATE-train/train.log; step 2 was the last, and cannot be resumed from: "
+        "no readable trainer_state.json, "
+    )
+
+
+def test_a_training_that_finishes_when_it_is_preempted_has_finished(ready: Place, tell: Callable[..., None]) -> None:
+    tell(linger=0.5)
+    with started(ready) as process:
+        os.kill(process.pid, signal.SIGTERM)
+        code, out, _ = ended(ready, process)
+    assert (code, out.splitlines()[0]) == (0, "trained model  WORK/saves/rm")
+    manifest = ready.manifest()
+    assert (manifest["exit_code"], manifest["signal"], manifest["preempted"], manifest["step"]) == (0, 15, False, 3)
+
+
+def test_who_waits_for_a_signal_gets_the_one_that_came_too_late(ready: Place, tell: Callable[..., None]) -> None:
+    """`update --watch` is to end after the round that finished."""
+    seen: list[int] = []
+    before = signal.signal(signal.SIGTERM, lambda number, _: seen.append(number))
+    tell(linger=0.3)
+    try:
+        begin = lambda *_: signal.setitimer(signal.ITIMER_REAL, 0.1)  # noqa: E731
+        signal.signal(signal.SIGALRM, lambda *_: poke(ready))
+        train(Settings(), TrainOptions(), begin, lambda *_: None)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    assert seen == [signal.SIGTERM]
+
+
+def poke(place: Place) -> None:
+    """Send this process a SIGTERM as soon as the training lingers."""
+    if place.path("saves/rm/ready").exists():
+        os.kill(os.getpid(), signal.SIGTERM)
+    else:
+        signal.setitimer(signal.ITIMER_REAL, 0.02)
+
+
+def test_a_request_is_told_at_once(ready: Place, tell: Callable[..., None]) -> None:
+    tell(stop_at=2, wait=True)
+    signal.signal(signal.SIGALRM, lambda *_: poke(ready))
+    try:
+        begin = lambda *_: signal.setitimer(signal.ITIMER_REAL, 0.1)  # noqa: E731
+        words: list[Any] = []
+        with pytest.raises(TrainkitError):
+            train(Settings(), TrainOptions(), begin, lambda *_: None, on_word=words.append)
+    finally:
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    assert [(word.where, word.message, word.level) for word in words] == [
+        ("SIGTERM", "the trainer saves and stops; a second signal stops it at once", "note")
+    ]
+
+
+# restarts
+
+
+def train_again(max_restarts: int, *overrides: str) -> tuple[TrainResult | TrainkitError, list[str]]:
+    """Train in this folder; return what came out, and the words on the way."""
+    words: list[str] = []
+    try:
+        result = train(
+            Settings(overrides=overrides),
+            TrainOptions(max_restarts=max_restarts),
+            lambda *_: None,
+            lambda *_: None,
+            on_word=lambda word: words.append(f"{word.level}: {word.where}: {word.message}"),
+        )
+    except TrainkitError as error:
+        return error, words
+    return result, words
+
+
+@pytest.mark.parametrize("overrides", [(), ("overwrite_output_dir=true",)])
+def test_a_crashed_training_goes_on(ready: Place, tell: Callable[..., None], overrides: tuple[str, ...]) -> None:
+    crash = {"exit": 3, "log": "KeyError: 'surprise'"}
+    tell(total=6, starts=[{"stop_at": 2, **crash}, {"stop_at": 4, "exit": 137}])
+    result, words = train_again(5, *overrides)
+    assert isinstance(result, TrainResult)
+    first = "the trainer ended with exit code 3"
+    second = "the trainer was killed, most likely because this machine is out of memory"
+    assert words == [
+        f"warning: restart 1 of 5: {first}; going on after step 2",
+        f"warning: restart 2 of 5: {second}; going on after step 4",
+    ]
+    manifest = ready.manifest()
+    assert manifest["restarts"] == [
+        {"exit_code": 3, "step": 2, "reason": first},
+        {"exit_code": 137, "step": 4, "reason": second},
+    ]
+    assert (manifest["exit_code"], manifest["preempted"], manifest["step"]) == (0, False, 6)
+    log = (ready.run() / "train.log").read_text()
+    assert log.count("\ntrainkit: restart ") == 2
+    assert log.index("KeyError: 'surprise'") < log.index("trainkit: restart 1 of 5")
+    rows = ready.path("saves/rm/trainer_log.jsonl").read_text().splitlines()
+    assert [json.loads(row)["current_steps"] for row in rows] == [1, 2, 3, 4, 5, 6]
+    calls = ready.calls("train")
+    assert [call["values"].get("resume_from_checkpoint", "").rpartition("-")[2] for call in calls] == ["", "2", "4"]
+    assert [call["values"].get("overwrite_output_dir") for call in calls] == [True, None, None]
+    assert yaml.safe_load((ready.run() / "config.yaml").read_text()) == calls[-1]["values"]
+    assert len(list(ready.path("logs").glob("*/run.json"))) == 2, "one run, and the link to it"
+
+
+GIVEN_UP: dict[str, tuple[int, list[dict[str, Any]], int]] = {
+    # how often at most, what each start does, how many starts there are
+    "not asked for": (0, [{"stop_at": 2, "exit": 7}], 1),
+    "as often as allowed": (2, [{"stop_at": 1, "exit": 1}, {"stop_at": 2, "exit": 1}, {"stop_at": 3, "exit": 7}], 3),
+    "wrong before the first step": (3, [{"stop_at": 0, "exit": 7}], 1),
+    "no complete checkpoint": (3, [{"stop_at": 2, "save": False, "exit": 7}], 1),
+    "no step since the restart": (3, [{"stop_at": 2, "exit": 1}, {"stop_at": 2, "exit": 7}], 2),
+    "all steps are made": (3, [{"exit": 7}], 1),
+    "out of memory": (3, [{"stop_at": 2, "exit": 7, "log": "torch.OutOfMemoryError: CUDA out of memory."}], 1),
+}
+
+
+@pytest.mark.parametrize(("most", "starts", "count"), GIVEN_UP.values(), ids=GIVEN_UP)
+def test_a_crash_that_would_only_come_again_is_given_up(
+    ready: Place, tell: Callable[..., None], most: int, starts: list[dict[str, Any]], count: int
+) -> None:
+    tell(total=6, starts=starts)
+    error, words = train_again(most)
+    assert isinstance(error, TrainerFailed)
+    assert error.exit_code == 7
+    assert len(ready.calls("train")) == count
+    assert len(words) == len(ready.manifest()["restarts"]) == count - 1
+    assert ready.manifest()["exit_code"] == 7
+
+
+def test_the_last_crash_is_the_one_that_is_explained(ready: Place, tell: Callable[..., None]) -> None:
+    tell(total=6, starts=[{"stop_at": 2, "exit": 1, "log": "OSError: No space left on device"}, {"exit": 4}])
+    error, _ = train_again(1)
+    assert isinstance(error, TrainerFailed)
+    assert "the trainer ended with exit code 4" in error.message
+    assert "No space" not in error.message
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stop_is_no_crash(ready: Place, tell: Callable[..., None], number: int) -> None:
+    tell(stop_at=2, wait=True)
+    with started(ready, "--max-restarts", "3") as process:
+        os.kill(process.pid, number)
+        assert ended(ready, process)[0] == 128 + number
+    assert len(ready.calls("train")) == 1
 
 
 def test_the_user_of_python_gets_the_same(ready: Place) -> None:

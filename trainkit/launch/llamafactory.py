@@ -6,8 +6,10 @@ torchrun gets to see may hold a space.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import shutil
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from trainkit.datatypes import Command
@@ -15,9 +17,11 @@ from trainkit.errors import ConfigError, EnvironmentProblem
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from pathlib import Path
 
 PROGRAM = "llamafactory-cli"
+# llamafactory-cli with a callback, by which the trainer can be asked to save and stop
+TRAIN_TOGETHER = Path(__file__).parents[1] / "inside" / "train_together.py"
+STOP_VARIABLE = "TRAINKIT_STOP_FILE"
 INSTALL_HINT = "./run_training.sh --install-deps, or: pip install 'trainkit[train]'"
 
 
@@ -74,6 +78,18 @@ def train_command(
         # LLaMA-Factory counts GPUs here, and torchrun refuses to start 0 processes
         additions["NPROC_PER_NODE"] = "1"
     return Command((str(bin_dir / PROGRAM), "train", _config_word(config_file, cwd)), cwd, additions)
+
+
+def preemptible(command: Command, python: Path, stop_file: Path) -> Command:
+    """Return a `train_command` whose trainer saves and stops when it is asked to by `stop_file`.
+
+    It has the same words for the same launcher; see trainkit/inside/train_together.py for the file.
+    """
+    return dataclasses.replace(
+        command,
+        argv=(str(python), str(TRAIN_TOGETHER), *command.argv[1:]),
+        env={**command.env, STOP_VARIABLE: str(stop_file)},
+    )
 
 
 def export_command(config_file: Path, *, bin_dir: Path, cwd: Path, env: Mapping[str, str]) -> Command:

@@ -4,9 +4,11 @@
     capture  a short program: text in, exit code and texts out
     stream   a program that talks to the user: it shares the terminal
 
-While a child runs, Ctrl-C, SIGTERM and SIGHUP go to the child and trainkit waits for its end: the first signal is
-passed on as it is, the second becomes SIGTERM, the third SIGKILL. A signal that was ignored when trainkit started
-(nohup) stays ignored. When trainkit itself is killed, its leash (launch/leash.py) ends the child.
+While a child runs, Ctrl-C, SIGTERM, SIGUSR1 and SIGHUP go to the child and trainkit waits for its end: the first
+signal is passed on as it is, the second becomes SIGTERM, the third SIGKILL. SIGUSR1 is a scheduler's word to trainkit
+and is passed on as SIGTERM. A trainer that can save before it stops is asked to instead of the first SIGTERM or
+SIGUSR1. A signal that was ignored when trainkit started (nohup) stays ignored. When trainkit itself is killed, its
+leash (launch/leash.py) ends the child.
 """
 
 from __future__ import annotations
@@ -33,7 +35,11 @@ if TYPE_CHECKING:
 
     from trainkit.datatypes import Command
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+# with these a system asks for its machine back; a person who is in a hurry uses Ctrl-C
+PREEMPTIONS = (signal.SIGTERM, signal.SIGUSR1)
+# `timeout` and others signal a process and then its group, which is one request and not two
+ECHO_SECONDS = 2.0
 
 
 def run(
@@ -43,6 +49,7 @@ def run(
     log_file: Path,
     on_tick: Callable[[], None],
     tick_seconds: float = 0.5,
+    ask: Callable[[int], bool] | None = None,
 ) -> Outcome:
     """Run a trainer to its end, with standard output and error appended to `log_file` by the child itself.
 
@@ -52,13 +59,16 @@ def run(
         log_file: complete whatever happens to trainkit; its folder is made.
         on_tick: called about every `tick_seconds` while the child runs, and once after its end.
         tick_seconds: seconds between two calls of `on_tick`.
+        ask: told of a SIGTERM or SIGUSR1 that is the first signal; whether it has asked the trainer to stop, so that
+            no signal is needed.
 
     Raises:
         EnvironmentProblem: the program or its working folder is missing, or the program cannot be executed.
     """
     log_file.parent.mkdir(parents=True, exist_ok=True)
     with log_file.open("ab", buffering=0) as log:
-        outcome = _supervise(command, env, (subprocess.DEVNULL, log, subprocess.STDOUT), on_tick, tick_seconds)
+        files = (subprocess.DEVNULL, log, subprocess.STDOUT)
+        outcome = _supervise(command, env, files, on_tick, tick_seconds, ask=ask)
     on_tick()
     return outcome
 
@@ -84,7 +94,7 @@ def stream(command: Command, *, env: Mapping[str, str]) -> Outcome:
     """Run a program that shares the terminal with trainkit, and return how it ended.
 
     The terminal itself sends Ctrl-C to both, as often as the user stops an answer; trainkit leaves it to the child and
-    passes on only SIGTERM and SIGHUP.
+    passes on only the others.
 
     Raises:
         EnvironmentProblem: as for `run`.
@@ -100,10 +110,11 @@ def _supervise(
     tick_seconds: float = 3600.0,
     *,
     share_terminal: bool = False,
+    ask: Callable[[int], bool] | None = None,
 ) -> Outcome:
     started = time.monotonic()
     mark = secrets.token_hex(8)
-    with _Relay(pass_ctrl_c=not share_terminal) as relay, _leash(mark):
+    with _Relay(pass_ctrl_c=not share_terminal, ask=ask) as relay, _leash(mark):
         child = _start(command, env, mark, files, own_session=not share_terminal)
         relay.attach(lambda number: _pass_on(child, mark, number, share_terminal))
         try:
@@ -177,8 +188,10 @@ def _leash(mark: str) -> Iterator[None]:
 class _Relay:
     """Signal handlers that hand each signal to the running child; outside the main thread there are none to set."""
 
-    def __init__(self, *, pass_ctrl_c: bool) -> None:
+    def __init__(self, *, pass_ctrl_c: bool, ask: Callable[[int], bool] | None = None) -> None:
         self._pass_ctrl_c = pass_ctrl_c
+        self._ask = ask
+        self._asked = float("-inf")
         self._received: list[int] = []
         self._send: Callable[[int], None] | None = None
         self._previous: dict[int, Any] = {}
@@ -192,7 +205,7 @@ class _Relay:
         """Pass signals to `send` from now on; one that came while the child was starting goes there at once."""
         self._send = send
         if self._received:
-            send(self._received[0])
+            send(_passed_on(self._received[0]))
 
     def __enter__(self) -> _Relay:
         if threading.current_thread() is threading.main_thread():
@@ -208,7 +221,16 @@ class _Relay:
     def _handle(self, number: int, _frame: FrameType | None) -> None:
         if number == signal.SIGINT and not self._pass_ctrl_c:
             return
+        if number == self.first and time.monotonic() - self._asked < ECHO_SECONDS:
+            return
         self._received.append(number)
-        escalation = (number, signal.SIGTERM, signal.SIGKILL)
+        if self._ask and number in PREEMPTIONS and len(self._received) == 1 and self._ask(number):
+            self._asked = time.monotonic()
+            return
+        escalation = (_passed_on(number), signal.SIGTERM, signal.SIGKILL)
         if self._send is not None:
             self._send(escalation[min(len(self._received), len(escalation)) - 1])
+
+
+def _passed_on(number: int) -> int:
+    return signal.SIGTERM if number == signal.SIGUSR1 else number

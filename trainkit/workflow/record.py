@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from trainkit.datatypes import Outcome
     from trainkit.runs.store import Run
+    from trainkit.workflow.preempt import Ended
     from trainkit.workflow.prepare import Prepared, Settings
     from trainkit.workflow.start import TrainPlan
 
@@ -45,6 +46,7 @@ def start_run(plan: TrainPlan, run_folder: Run, settings: Settings) -> dict[str,
         "resumed_from": str(plan.resume.checkpoint.path) if plan.resume.checkpoint else None,
         "git_commit": find_commit(settings.base),
         "hardware": dataclasses.asdict(plan.prepared.hardware),
+        "restarts": [],
         "notes": [f"{note.where}: {note.message}" for note in plan.notes],
     }
     manifest["links"] = link_run(run_folder, plan.output_dir)
@@ -104,13 +106,22 @@ def find_metrics(output_dir: Path, outcome: Outcome) -> dict[str, Any]:
     return metrics | dict.fromkeys(broken)
 
 
-def finish_run(run_folder: Run, manifest: dict[str, Any], outcome: Outcome, metrics: dict[str, Any]) -> None:
+def restart_run(plan: TrainPlan, run_folder: Run, manifest: dict[str, Any], restart: dict[str, Any]) -> None:
+    """Write down that the trainer starts again, with the configuration of the new plan."""
+    write_text_atomic(run_folder.config_file, render_yaml(plan.config))
+    manifest["restarts"].append(restart)
+    run_folder.write_manifest(manifest)
+
+
+def finish_run(run_folder: Run, manifest: dict[str, Any], ended: Ended, metrics: dict[str, Any]) -> None:
     """Complete the manifest."""
-    ended = {
+    known = {
         "ended": datetime.now(UTC).isoformat(timespec="seconds"),
-        "seconds": round(outcome.seconds, 1),
-        "exit_code": outcome.exit_code,
-        "signal": outcome.signal,
+        "seconds": round(ended.outcome.seconds, 1),
+        "exit_code": 128 + ended.preempted.signal if ended.preempted else ended.outcome.exit_code,
+        "signal": ended.outcome.signal,
+        "preempted": ended.preempted is not None,
+        "step": ended.step,
         "metrics": metrics,
     }
-    run_folder.write_manifest(manifest | ended)
+    run_folder.write_manifest(manifest | known)

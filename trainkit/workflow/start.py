@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from trainkit.errors import ConfigError, UsageProblem
-from trainkit.launch.llamafactory import find_trainer, train_command
+from trainkit.launch.llamafactory import find_trainer, preemptible, train_command
 from trainkit.launch.monitoring import Monitoring, plan_monitoring
 from trainkit.launch.reach import can_reach
 from trainkit.plan.paths import local_path
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from trainkit.datatypes import Command, Hardware, Problem, TrainConfig
 
 LOG_ROOT = Path("logs")
+# in a run's folder while it runs
+STOP_FILE = "stop"
 # What makes two trainings the same one, so that one can go on where the other stopped.
 SAME_RUN = ("dataset", "model_name_or_path", "finetuning_type", "template")
 
@@ -104,6 +106,7 @@ def lay_out(prepared: Prepared, resume: Resume, options: TrainOptions, run_folde
         gpu_count=len(prepared.hardware.gpus),
         extra_env={**monitoring.env, **quiet_environment(env), **memory_environment(env, prepared.hardware)},
     )
+    command = preemptible(command, trainer_python(), run_folder / STOP_FILE)
     about_secrets = config.notes[len(prepared.config.notes) :]
     notes = (*prepared.problems, *about_secrets, *resume.notes, *monitoring.notes)
     return TrainPlan(prepared, config, command, resume, secrets, notes)

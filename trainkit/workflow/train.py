@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import signal
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -10,24 +11,35 @@ from typing import TYPE_CHECKING, Any
 
 from trainkit.dataset.findings import strict
 from trainkit.datatypes import Problem, gravest_first
-from trainkit.errors import ConfigError, Interrupted, OutOfMemory, TrainerFailed, TrainkitError
-from trainkit.launch.diagnosis import OUT_OF_MEMORY, diagnose, find_silent_failure, load_tail
+from trainkit.errors import ConfigError, OutOfMemory, TrainerFailed, TrainkitError
+from trainkit.launch.diagnosis import OUT_OF_MEMORY, diagnose, find_silent_failure
 from trainkit.launch.llamafactory import find_trainer
-from trainkit.launch.process import run
+from trainkit.launch.process import PREEMPTIONS, run
 from trainkit.runs.checkpoints import set_aside
 from trainkit.runs.progress import ProgressReader
 from trainkit.runs.store import PROGRESS_LOG, Run, create_run
 from trainkit.workflow.auto import predicted, smaller_hint
 from trainkit.workflow.examine import ExamineOptions, examine
 from trainkit.workflow.export import check_planned
+from trainkit.workflow.preempt import (
+    AGAIN,
+    Ended,
+    StopRequest,
+    find_preemption,
+    find_restart,
+    hand_on,
+    load_last_tail,
+    step_of,
+    stopped,
+)
 from trainkit.workflow.prepare import Settings, prepare, read_from, require_sound, trainer_python, writing
-from trainkit.workflow.record import find_metrics, finish_run, start_run
+from trainkit.workflow.record import find_metrics, finish_run, restart_run, start_run
 from trainkit.workflow.start import LOG_ROOT, TrainOptions, TrainPlan, choose_resume, lay_out
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from trainkit.datatypes import Outcome, Step, TrainConfig
+    from trainkit.datatypes import Step, TrainConfig
     from trainkit.runs.checkpoints import Resume
     from trainkit.workflow.prepare import Prepared
     from trainkit.workflow.suggestion import Suggestion
@@ -56,21 +68,23 @@ def train(
     on_start: Callable[[TrainPlan, Run], None],
     on_step: Callable[[Step, int], None],
     on_look: Callable[[int, int | None], None] = lambda done, total: None,  # noqa: ARG005
+    on_word: Callable[[Problem], None] = lambda word: None,  # noqa: ARG005
 ) -> TrainResult:
     """Train with LLaMA-Factory and wait for its end.
 
     Args:
         settings: the configuration and what the command line adds to it.
-        options: resume and monitoring.
+        options: resume, monitoring and restarts.
         on_start: told once, before the trainer starts.
         on_step: told of each row of the trainer's log, with the step that a resumed training went on from.
         on_look: told of the bytes of data that were looked at before the start, and of all.
+        on_word: told that the trainer was asked to stop, and of each restart.
 
     Raises:
         ProblemsFound: the configuration or the data have errors; nothing was started.
         OutOfMemory: the GPU's memory was too small; the message says what was predicted, the hint what needs less.
         TrainerFailed: the trainer failed; the message says why as far as its log tells.
-        Interrupted: the user or the system asked to stop.
+        Interrupted: the user or the system asked to stop, and the training has not finished.
     """
     prepared = prepare(settings)
     require_sound(prepared)
@@ -90,14 +104,15 @@ def train(
         plan = dataclasses.replace(plan, notes=(*plan.notes, *moved))
         manifest = start_run(plan, run_folder, settings)
     on_start(plan, run_folder)
-    outcome, last = follow(plan, run_folder, on_step)
-    metrics = find_metrics(plan.output_dir, outcome)
+    ended = follow_to_the_end(plan, settings, options, run_folder, manifest, on_step, on_word)
+    metrics = {} if ended.preempted else find_metrics(plan.output_dir, ended.outcome)
     with writing(run_folder.path):
-        finish_run(run_folder, manifest, outcome, metrics)
-    check_outcome(outcome, run_folder, plan, fit)
-    check_progress(last, resume, run_folder)
+        finish_run(run_folder, manifest, ended, metrics)
+    check_outcome(ended, run_folder, fit)
+    check_progress(ended, run_folder)
+    hand_on(ended.outcome.signal)
     notes = (*plan.notes, *check_learning(run_folder, metrics))
-    return TrainResult(run_folder, plan.output_dir, metrics, notes, outcome.seconds)
+    return TrainResult(run_folder, plan.output_dir, metrics, notes, ended.outcome.seconds)
 
 
 def examined(
@@ -116,19 +131,59 @@ def examined(
     return prepared, found.fit
 
 
-def follow(plan: TrainPlan, run_folder: Run, on_step: Callable[[Step, int], None]) -> tuple[Outcome, Step | None]:
-    """Run the trainer to its end; return how it ended, and its last logged step."""
-    start_step = plan.resume.checkpoint.step if plan.resume.checkpoint else 0
+def follow_to_the_end(
+    plan: TrainPlan,
+    settings: Settings,
+    options: TrainOptions,
+    run_folder: Run,
+    manifest: dict[str, Any],
+    on_step: Callable[[Step, int], None],
+    on_word: Callable[[Problem], None],
+) -> Ended:
+    """Run the trainer to its end, and after a crash again as often as the options allow; return how it ended."""
+    seconds, restarts = 0.0, 0
+    while True:
+        ended = follow(plan, run_folder, on_step, on_word)
+        seconds += ended.outcome.seconds
+        ended = dataclasses.replace(ended, outcome=dataclasses.replace(ended.outcome, seconds=seconds))
+        resume = find_restart(settings, ended, run_folder) if restarts < options.max_restarts else None
+        if resume is None:
+            return ended
+        restarts += 1
+        plan = lay_out(plan.prepared, resume, options, run_folder.path)
+        reason = diagnose(load_last_tail(run_folder.log_file), ended.outcome.exit_code).title
+        entry = {"exit_code": ended.outcome.exit_code, "step": step_of(resume), "reason": reason}
+        word = f"{reason}; going on after step {entry['step']}"
+        with writing(run_folder.path):
+            restart_run(plan, run_folder, manifest, entry)
+            with run_folder.log_file.open("a", encoding="utf-8") as log:
+                log.write(f"\n{AGAIN}{restarts} of {options.max_restarts}: {word}\n")
+        on_word(Problem(f"restart {restarts} of {options.max_restarts}", word, level="warning"))
+
+
+def follow(
+    plan: TrainPlan, run_folder: Run, on_step: Callable[[Step, int], None], on_word: Callable[[Problem], None]
+) -> Ended:
+    """Run the trainer to its end once; return how it ended."""
+    start_step = step_of(plan.resume)
     reader = ProgressReader(plan.output_dir / PROGRESS_LOG, from_end=start_step > 0)
     last: Step | None = None
+    request = StopRequest(run_folder)
+    told: list[int] = []
 
     def tick() -> None:
         nonlocal last
         for last in reader.read_new():
             on_step(last, start_step)
+        if request.number is not None and not told:
+            told.append(request.number)
+            name = signal.Signals(request.number).name
+            on_word(Problem(name, "the trainer saves and stops; a second signal stops it at once", level="note"))
 
     env = dict(plan.prepared.environ) | plan.secrets
-    return run(plan.command, env=env, log_file=run_folder.log_file, on_tick=tick), last
+    request.clear()
+    outcome = run(plan.command, env=env, log_file=run_folder.log_file, on_tick=tick, ask=request.ask)
+    return Ended(plan, outcome, last, find_preemption(request.clear(), outcome, plan.output_dir))
 
 
 def run_name(settings: Settings) -> str:
@@ -157,14 +212,16 @@ def make_room(resume: Resume, config: TrainConfig) -> list[Problem]:
     return [Problem("output_dir", f"the earlier training there was kept as {previous}", level="note")]
 
 
-def check_outcome(outcome: Outcome, run_folder: Run, plan: TrainPlan, fit: Suggestion | None = None) -> None:
+def check_outcome(ended: Ended, run_folder: Run, fit: Suggestion | None = None) -> None:
     """Raise what a failed or stopped training means for the user."""
-    if outcome.signal is not None:
-        hint = f"--resume auto goes on from the newest complete checkpoint in {plan.output_dir}"
-        raise Interrupted(f"stopped; the log is {run_folder.log_file}; {hint}", outcome.signal)
+    outcome = ended.outcome
+    if ended.preempted:
+        raise stopped(ended, ended.preempted.signal, run_folder)
+    if outcome.signal is not None and outcome.signal not in PREEMPTIONS:
+        raise stopped(ended, outcome.signal, run_folder)
     if outcome.exit_code == 0:
         return
-    found = diagnose(load_tail(run_folder.log_file), outcome.exit_code)
+    found = diagnose(load_last_tail(run_folder.log_file), outcome.exit_code)
     lines = "".join(f"\n    {line}" for line in found.lines)
     message = f"training failed: {found.title}{lines}\n    the whole log: {run_folder.log_file}"
     if found.title == OUT_OF_MEMORY:
@@ -172,10 +229,10 @@ def check_outcome(outcome: Outcome, run_folder: Run, plan: TrainPlan, fit: Sugge
     raise TrainerFailed(message, outcome.exit_code, found.hint)
 
 
-def check_progress(last: Step | None, resume: Resume, run_folder: Run) -> None:
+def check_progress(ended: Ended, run_folder: Run) -> None:
     """Check that a resumed training made steps: the trainer ends at once, with exit code 0, when none are planned."""
-    start_step = resume.checkpoint.step if resume.checkpoint else 0
-    if start_step and (last is None or last.step <= start_step):
+    start_step = step_of(ended.plan.resume)
+    if start_step and (ended.last is None or ended.last.step <= start_step):
         raise TrainkitError(
             f"the trainer resumed at step {start_step} and made no step; the log is {run_folder.log_file}",
             "raise num_train_epochs or max_steps, or start anew with --resume never",
@@ -184,7 +241,7 @@ def check_progress(last: Step | None, resume: Resume, run_folder: Run) -> None:
 
 def check_learning(run_folder: Run, metrics: dict[str, Any]) -> tuple[Problem, ...]:
     """Return a warning for a training that ended well and learnt nothing: the trainer's exit code does not tell."""
-    if found := find_silent_failure(load_tail(run_folder.log_file)):
+    if found := find_silent_failure(load_last_tail(run_folder.log_file)):
         return (Problem("train_loss", f"{found.title}: the model is of no use", found.hint, "warning"),)
     if metrics.get("train_loss") == 0:
         hint = "no token was trained on: are all answers cut off by cutoff_len?"

@@ -1,0 +1,1 @@
+"""A LLaMA-Factory that pretends, for trainkit/inside/train_together.py."""

@@ -1,0 +1,5 @@
+from __future__ import annotations
+
+
+class TrainerCallback:
+    """The base of the trainer's callbacks."""

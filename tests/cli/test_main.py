@@ -14,7 +14,19 @@ from trainkit.errors import ConfigError, Interrupted, ProblemsFound, TrainerFail
 if TYPE_CHECKING:
     from tests.conftest import Place
 
-COMMANDS = ("init", "convert", "validate", "suggest", "train", "export", "chat", "serve", "update", "doctor", "pipeline")
+COMMANDS = (
+    "init",
+    "convert",
+    "validate",
+    "suggest",
+    "train",
+    "export",
+    "chat",
+    "serve",
+    "update",
+    "doctor",
+    "pipeline",
+)
 
 
 def test_the_version(place: Place) -> None:

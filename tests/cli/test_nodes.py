@@ -224,3 +224,15 @@ def test_the_address_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(socket.socket, "connect", no_way, raising=False)
     monkeypatch.setattr(socket, "gethostbyname", lambda name: "192.0.2.9")
     assert on_ray.own_address() == "192.0.2.9"
+
+
+def test_a_later_node_leaves_what_is_there_once_to_the_first(ready: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert ready.trainkit("train").code == 0
+    before = {name: content for name, content in ready.tree().items() if name.startswith("saves/")}
+    latest = ready.run()
+    monkeypatch.setattr("trainkit.workflow.nodes.check_master", lambda *_: [])
+    ready.trainkit("train", *TWO, "--node-rank", "1", "--resume", "never")
+    assert not ready.path("saves/rm.previous").exists()
+    assert ready.tree()["saves/rm/trainkit_run.json"] == before["saves/rm/trainkit_run.json"]
+    assert ready.run() == latest
+    assert any(path.name.endswith("-train-node1") for path in ready.path("logs").iterdir())

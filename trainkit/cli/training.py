@@ -90,6 +90,7 @@ def run_training(
             start,
             lambda step, begun: live(describe(step, begun)),
             lambda done, total: live(f"looking at the data: {done >> 20:,} of {(total or 0) >> 20:,} MiB"),
+            lambda word: output.problems([word]),
         )
     show_training(output, result)
     return result

@@ -91,6 +91,12 @@ class Prepared:
         return tuple(problem for problem in self.problems if problem.level == "error")
 
     @property
+    def node_rank(self) -> int:
+        """This node's place among those that train together; 0 writes what there is once for all of them."""
+        word = self.environ.get("NODE_RANK", "")
+        return int(word) if word.isdecimal() else 0
+
+    @property
     def dataset_dir(self) -> Path:
         """The folder of dataset_info.json."""
         return Path(str(self.config.values.get("dataset_dir", "data")))

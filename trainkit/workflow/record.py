@@ -32,7 +32,9 @@ def start_run(plan: TrainPlan, run_folder: Run, settings: Settings) -> dict[str,
     """Write down all that is known before the start; return the manifest."""
     write_text_atomic(run_folder.config_file, render_yaml(plan.config))
     plan.output_dir.mkdir(parents=True, exist_ok=True)
-    write_marker(plan.output_dir, marker_of(plan, run_folder))
+    first = not plan.prepared.node_rank
+    if first:
+        write_marker(plan.output_dir, marker_of(plan, run_folder))
     manifest = {
         "run_id": run_folder.run_id,
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -49,7 +51,7 @@ def start_run(plan: TrainPlan, run_folder: Run, settings: Settings) -> dict[str,
         "restarts": [],
         "notes": [f"{note.where}: {note.message}" for note in plan.notes],
     }
-    manifest["links"] = link_run(run_folder, plan.output_dir)
+    manifest["links"] = link_run(run_folder, plan.output_dir) if first else []
     run_folder.write_manifest(manifest)
     return manifest
 

@@ -94,10 +94,11 @@ def train(
     prepared, fit = examined(settings, prepared, options, on_look)
     resume = choose_resume(prepared.config, options.resume, settings.base)
     with writing(settings.base):
-        run_folder = create_run(settings.base / LOG_ROOT, run_name(settings), datetime.now().astimezone())
+        run_folder = create_run(settings.base / LOG_ROOT, run_name(settings, prepared), datetime.now().astimezone())
         try:
             plan = lay_out(prepared, resume, options, run_folder.path)
-            moved = make_room(resume, prepared.config)
+            # of several nodes on one disk, the first alone moves and marks what is there once
+            moved = [] if prepared.node_rank else make_room(resume, prepared.config)
         except TrainkitError:
             run_folder.path.rmdir()
             raise
@@ -109,7 +110,8 @@ def train(
     with writing(run_folder.path):
         finish_run(run_folder, manifest, ended, metrics)
     check_outcome(ended, run_folder, fit)
-    check_progress(ended, run_folder)
+    if not prepared.node_rank:  # elsewhere the trainer writes no log of its steps
+        check_progress(ended, run_folder)
     hand_on(ended.outcome.signal)
     notes = (*plan.notes, *check_learning(run_folder, metrics))
     return TrainResult(run_folder, plan.output_dir, metrics, notes, ended.outcome.seconds)
@@ -186,10 +188,11 @@ def follow(
     return Ended(plan, outcome, last, find_preemption(request.clear(), outcome, plan.output_dir))
 
 
-def run_name(settings: Settings) -> str:
+def run_name(settings: Settings, prepared: Prepared) -> str:
     """Return the last part of the run folder's name: the one given, the data set of the command line, or `train`."""
     option = settings.name or settings.options.get("dataset", ("", None))[1]
-    return str(option).replace(",", "+") if option else "train"
+    name = str(option).replace(",", "+") if option else "train"
+    return f"{name}-node{prepared.node_rank}" if prepared.node_rank else name
 
 
 def make_room(resume: Resume, config: TrainConfig) -> list[Problem]:

@@ -15,14 +15,14 @@ import pytest
 
 from trainkit.dataset.chatform import decode_form
 from trainkit.dataset.entry import entry_of
-from trainkit.dataset.imagetokens import picture
+from trainkit.dataset.pictures import picture
 from trainkit.dataset.simulate import Flags, encode, measure
 from trainkit.dataset.tokenizer import load_tokenizer
 from trainkit.datatypes import Conversation, Turn
 from trainkit.errors import Rejected
 
 if TYPE_CHECKING:
-    from trainkit.dataset.imagetokens import Pictured
+    from trainkit.dataset.pictures import Pictured
 
 HERE = Path(__file__).parent
 CHAT_FORM = HERE.parents[1] / "trainkit" / "inside" / "chat_form.py"

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from trainkit.dataset import media
 from trainkit.dataset.chatform import decode_form
 from trainkit.dataset.entry import entry_of
-from trainkit.dataset.imagetokens import ImageForm, Pictured, count_image_tokens, picture
+from trainkit.dataset.imagetokens import ImageForm, count_image_tokens
+from trainkit.dataset.pictures import Pictured, picture
 from trainkit.datatypes import Conversation, Turn
 from trainkit.errors import Rejected
 

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from trainkit.dataset import shorten as module
 from trainkit.dataset.entry import entry_of
-from trainkit.dataset.imagetokens import ImageForm, picture
+from trainkit.dataset.imagetokens import ImageForm
+from trainkit.dataset.pictures import picture
 from trainkit.dataset.registry import COLUMNS, TAGS
 from trainkit.dataset.rows import MediaRules, align
 from trainkit.dataset.shorten import StepRow, make_shorten, shorten

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import subprocess
 import sys
+from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+
+from trainkit.inside.scheduler_lr import find_member
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -148,9 +152,14 @@ def test_a_scheduler_whose_rate_cannot_be_changed(run: Run, tmp_path: Path, kind
     assert (tmp_path / "scheduler.pt").read_bytes() == before
 
 
+# how Python 3.11.0 to 3.11.3 pickle a member of an enumeration, and other ones do not
+BY_NAME = "ZeroStageEnum.__reduce_ex__ = lambda self, protocol: (getattr, (type(self), self.name))\n"
+
+
 @pytest.mark.slow
-def test_deepspeeds_files(run: Run, tmp_path: Path) -> None:
-    python(ZERO_FILE, tmp_path)
+@pytest.mark.parametrize("before", ["", BY_NAME])
+def test_deepspeeds_files(run: Run, tmp_path: Path, before: str) -> None:
+    python(ZERO_FILE.replace("\nstate = {", f"\n{before}state = {{", 1), tmp_path)
     untouched = (tmp_path / "model_states.pt").stat().st_ino
     files = ("optim_states.pt", "model_states.pt", "stage0_states.pt")
     done = run("scheduler_lr", stdin=request(tmp_path, *files))
@@ -204,3 +213,13 @@ def test_files_that_are_no_state(run: Run, tmp_path: Path) -> None:
 def test_a_request_that_cannot_be_carried_out(run: Run, asked: Any, error: str) -> None:
     done = run("scheduler_lr", stdin=asked)
     assert (done.returncode, json.loads(done.stdout)) == (1, {"ok": False, "error": error})
+
+
+def test_getattr_finds_members_of_enumerations_alone() -> None:
+    class Stage(Enum):
+        gradients = 2
+
+    assert find_member(Stage, "gradients") is Stage.gradients
+    for owner, name in ((Stage, "__class__"), (os, "system"), (Stage.gradients, "value")):
+        with pytest.raises(pickle.UnpicklingError, match="is not read"):
+            find_member(owner, name)

@@ -21,8 +21,9 @@ from trainkit.datatypes import Gpu, Hardware
 from trainkit.errors import EnvironmentProblem, InputError
 from trainkit.workflow import round_train
 from trainkit.workflow.round import Trainer
+from trainkit.workflow.round_options import Told, UpdateOptions
 from trainkit.workflow.round_train import training_environment
-from trainkit.workflow.update import Told, UpdateOptions, update
+from trainkit.workflow.update import update
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -16,7 +16,8 @@ from trainkit.errors import InputError, Interrupted, TrainerFailed, UsageProblem
 from trainkit.launch.stop import Stop
 from trainkit.runs.rounds import Round, write_round
 from trainkit.workflow import train as training
-from trainkit.workflow.update import Told, UpdateOptions, UpdateResult
+from trainkit.workflow.round_options import Told, UpdateOptions
+from trainkit.workflow.update import UpdateResult
 from trainkit.workflow.watch import WatchOptions, watch
 
 if TYPE_CHECKING:

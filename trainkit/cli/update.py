@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from trainkit.workflow.round import PreparedRound
-    from trainkit.workflow.update import Told, UpdateOptions, UpdateResult
+    from trainkit.workflow.round_options import Told, UpdateOptions
+    from trainkit.workflow.update import UpdateResult
 
 
 def update(
@@ -48,8 +49,8 @@ def update(
 
     Example: trainkit update -c update.yaml --train save_path=/data/exp1
     """
+    from trainkit.workflow.round_options import UpdateOptions
     from trainkit.workflow.start import parse_monitor
-    from trainkit.workflow.update import UpdateOptions
     from trainkit.workflow.update import update as run
 
     output = Output(as_json=as_json)
@@ -102,7 +103,7 @@ def run_watch(
 def telling(output: Output, live: Callable[[str], None]) -> Told:
     """Return what shows the course of a round."""
     from trainkit.runs.progress import describe
-    from trainkit.workflow.update import Told
+    from trainkit.workflow.round_options import Told
 
     def started(plan: Any, run: Any) -> None:
         output.problems(note for note in plan.notes if note.level != "note")

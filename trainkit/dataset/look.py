@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from trainkit.dataset.findings import REPAIRED
-from trainkit.dataset.imagetokens import picture
 from trainkit.dataset.leaks import prompt_hash, twin_hash
+from trainkit.dataset.pictures import picture
 from trainkit.dataset.pool import map_in_processes
 from trainkit.dataset.reader import read_block
 from trainkit.dataset.rows import FATAL, align

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from trainkit.dataset.imagetokens import find_image_tokens, write_images
 from trainkit.dataset.media import MARKS
+from trainkit.dataset.pictures import find_image_tokens, write_images
 from trainkit.dataset.simulate import Flags, cut, lengths_of
 from trainkit.dataset.tokenizer import load_tokenizer
 from trainkit.dataset.turns import write_pairs

@@ -18,6 +18,7 @@ import json
 import os
 import pickle
 import sys
+from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +32,7 @@ DEEPSPEED_CLASSES = {
     "deepspeed.runtime.zero.config.ZeroStageEnum",
     "deepspeed.utils.tensor_fragment.fragment_address",
 }
+GETATTR = "builtins.getattr"
 HOLDERS = ("optimizer", "optimizer_state_dict", "base_optimizer_state")
 
 
@@ -48,15 +50,27 @@ def load_state(file: Path) -> dict[str, Any]:
 
     try:
         names = set(torch.serialization.get_unsafe_globals_in_checkpoint(file))
-        if refused := sorted(names - DEEPSPEED_CLASSES):
+        if refused := sorted(names - DEEPSPEED_CLASSES - {GETATTR}):
             raise BadRequest(f"{file}: names {', '.join(refused)}, which is not read")
-        with torch.serialization.safe_globals([find_class(name) for name in sorted(names)]):
+        safe = [find_class(name) for name in sorted(names - {GETATTR})]
+        with torch.serialization.safe_globals([*safe, (find_member, GETATTR)]):
             state = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
     except (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
         raise BadRequest(f"{file}: cannot be read: {error}") from error
     if not isinstance(state, dict):
         raise BadRequest(f"{file}: holds a {type(state).__name__}, not a state")
     return state
+
+
+def find_member(owner: object, name: str) -> Enum:
+    """Return a member of an enumeration by its name; Python 3.11.0 to 3.11.3 pickle one as a call of getattr.
+
+    Raises:
+        UnpicklingError: it is no member of an enumeration.
+    """
+    if not (isinstance(owner, type) and issubclass(owner, Enum) and name in owner.__members__):
+        raise pickle.UnpicklingError(f"getattr({owner!r}, {name!r}) is not read")
+    return owner[name]
 
 
 def find_class(name: str) -> Any:

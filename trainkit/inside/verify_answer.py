@@ -2,19 +2,33 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from trainkit.inside.verify_export import Report
-
 PROBE = (
     {"role": "user", "content": 'How reasonable is step 1? {"name": "search"}\nÄ 世界'},
     {"role": "assistant", "content": '{"reasonableness_score": 0.85}'},
     {"role": "user", "content": "And step 2?"},
 )
+
+
+@dataclass
+class Report:
+    """What was found. A problem makes the export unusable; a warning is worth a look."""
+
+    problems: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    tensors: int = 0
+    changed: int = 0
+    largest_change: float = 0.0
+    parameters: int = 0
+    dtype: str = ""
+    answer: str = ""
+    chat_template: bool = False
 
 
 def check_answer(request: Mapping[str, Any], report: Report) -> None:

@@ -17,7 +17,7 @@ import math
 import os
 import sys
 from collections import Counter
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
@@ -26,28 +26,15 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from trainkit.inside import verify_answer
+    from trainkit.inside.verify_answer import Report
 else:  # run by path: this folder is what Python looks in first
     import verify_answer
+    from verify_answer import Report
 
 ELEMENTS_AT_ONCE = 1 << 22  # 16 MiB in float32: what a comparison needs beside the two tensors
 TOKENIZER_MODELS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
 # Tensors that a saved model may leave out: tied to another one, or computed at load time.
 RECOMPUTED = ("lm_head.weight", "rotary_emb.inv_freq", "masked_bias", "attn.bias")
-
-
-@dataclass
-class Report:
-    """What was found. A problem makes the export unusable; a warning is worth a look."""
-
-    problems: list[str] = field(default_factory=list)
-    warnings: list[str] = field(default_factory=list)
-    tensors: int = 0
-    changed: int = 0
-    largest_change: float = 0.0
-    parameters: int = 0
-    dtype: str = ""
-    answer: str = ""
-    chat_template: bool = False
 
 
 def load_json(path: Path) -> dict[str, Any]:

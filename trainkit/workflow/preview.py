@@ -7,7 +7,7 @@ from itertools import groupby, islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from trainkit.dataset.imagetokens import picture
+from trainkit.dataset.pictures import picture
 from trainkit.dataset.reader import plan_rows, read_block
 from trainkit.dataset.rows import align
 from trainkit.dataset.simulate import encode

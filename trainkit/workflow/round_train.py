@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
     from trainkit.runs.rounds import Round
     from trainkit.workflow.round import PreparedRound, Trainer
+    from trainkit.workflow.round_options import Told, UpdateOptions
     from trainkit.workflow.train import TrainResult
-    from trainkit.workflow.update import Told, UpdateOptions
 
 
 def train_round(prepared: PreparedRound, options: UpdateOptions, trainer: Trainer, told: Told) -> TrainResult:

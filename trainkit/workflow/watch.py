@@ -11,7 +11,7 @@ from trainkit.plan.update import load_update
 from trainkit.runs.rounds import load_rounds
 from trainkit.sources.trajectories import FOLDER, find_iterations, iteration_of
 from trainkit.workflow.round import inputs_of
-from trainkit.workflow.update import DEFAULT_CONFIG, Told, UpdateOptions, UpdateResult, find_trainer_here, update
+from trainkit.workflow.update import DEFAULT_CONFIG, UpdateResult, find_trainer_here, update
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from trainkit.launch.stop import Stop
     from trainkit.runs.store import Run
+    from trainkit.workflow.round_options import Told, UpdateOptions
     from trainkit.workflow.start import TrainPlan
 
 ALL = 1 << 62

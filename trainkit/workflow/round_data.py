@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from trainkit.dataset.quotas import plan_quotas
-from trainkit.dataset.registry import entry_for, put_entries
+from trainkit.dataset.registry import entry_for, load_registry, put_entries
 from trainkit.dataset.replay import StepTable, sample, split_by_trajectory
 from trainkit.dataset.select import EVAL, TRAIN
 from trainkit.dataset.stage import Stage
@@ -114,6 +114,7 @@ def write_data(
     Raises:
         InputError: a file of rollouts changed while it was read, or no row is left to train on.
     """
+    load_registry(folder)  # a broken one is told before the work, not after it
     sides = {TRAIN: drawn.train, EVAL: drawn.val}
     changed: Counter[str] = Counter()
     with staging_folder(folder, dry_run=False) as staging:

@@ -354,7 +354,8 @@ def test_a_model_known_by_name_is_traced_by_its_sizes() -> None:
 
 
 @pytest.mark.slow
-def test_the_real_trace_agrees_with_the_closed_form(big: Place) -> None:
+def test_the_real_trace_agrees_with_the_closed_form(big: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PYTHONPATH")  # the pretended packages of the other tests
     small = QWEN_7B | {"hidden_size": 896, "intermediate_size": 4864, "num_attention_heads": 14,
                        "num_key_value_heads": 2, "num_hidden_layers": 24, "tie_word_embeddings": True}  # fmt: skip
     big.write("model/config.json", json.dumps(small))

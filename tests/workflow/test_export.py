@@ -17,6 +17,12 @@ if TYPE_CHECKING:
     from tests.conftest import Place
 
 
+SOURCE = [
+    "adapter_config.json", "adapter_model.safetensors", "all_results.json", "tokenizer.json", "trainer_log.jsonl",
+    "trainer_state.json", "training_loss.png",
+]  # fmt: skip
+
+
 @pytest.fixture
 def adapter(trained: Place) -> Place:
     """A folder with an adapter that was just trained, and not exported yet."""
@@ -60,8 +66,16 @@ def test_an_adapter_is_merged_checked_and_put_in_its_place(adapter: Place) -> No
     marker = json.loads(adapter.path("exported/trainkit_run.json").read_text())
     trained_marker = json.loads(adapter.path("saves/rm/trainkit_run.json").read_text())
     source = {"kind": "export", "source": str(adapter.path("saves/rm"))}
-    assert marker == {**trained_marker, **source, "report": marker["report"]}
+    added = {key: marker[key] for key in ("report", "made", "files")}
+    assert marker == {**trained_marker, **source, **added}
     assert marker["report"]["changed"] == 14
+    values.pop("export_device")
+    assert marker["made"]["values"] == values
+    assert sorted(marker["made"]["source"]) == SOURCE
+    assert sorted(marker["made"]["model"]) == ["config.json", "model.safetensors", "tokenizer.json"]
+    stats = {name: adapter.path(f"exported/{name}").stat() for name in marker["files"]}
+    assert marker["files"] == {name: [stat.st_size, stat.st_mtime_ns] for name, stat in stats.items()}
+    assert sorted(stats) == ["config.json", "model.safetensors", "tokenizer.json"]
     assert [path.name for path in adapter.folder.iterdir() if path.name.startswith(".")] == []
 
 

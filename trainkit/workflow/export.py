@@ -72,10 +72,10 @@ def export(
     """
     check_options(options)
     marker = require_marker(model_dir)
-    wanted = marker.get("export") or {}
-    target = local_path(str(options.output_dir or wanted.get("export_dir") or EXPORT_DIR), base)
+    target = find_target(marker, options, base)
     check_target(target, model_dir, marker)
     staged = temporary_beside(target)
+    made = recipe(model_dir, marker, options)  # before the export: a model that changes meanwhile is another one
     try:
         with writing(target):
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -83,11 +83,54 @@ def export(
             run_export(export_values(model_dir, marker, staged, options), staged)
             on_stage("checking the exported model")
             report = verify(model_dir, marker, staged)
-            write_marker(staged, {**marker, "kind": "export", "source": str(model_dir), "report": report})
+            about = {"kind": "export", "source": str(model_dir), "report": report}
+            write_marker(staged, {**marker, **about, "made": made, "files": stamps(staged)})
             replace_folder(staged, target)
     finally:
         shutil.rmtree(staged, ignore_errors=True)
     return ExportResult(target, report)
+
+
+def find_export(model_dir: Path, options: ExportOptions, base: Path) -> ExportResult | None:
+    """Return the export of a model as it is on the disk, when neither it nor what it was made of changed since.
+
+    Raises:
+        UsageProblem: a size or a device that there is not.
+        ConfigError: the folder holds no trained model, or the output folder is somebody else's.
+    """
+    check_options(options)
+    marker = require_marker(model_dir)
+    target = find_target(marker, options, base)
+    check_target(target, model_dir, marker)
+    earlier = find_marker(target) or {}
+    if earlier.get("kind") != "export" or earlier.get("made") != recipe(model_dir, marker, options):
+        return None
+    return ExportResult(target, earlier["report"]) if earlier["files"] == stamps(target) else None
+
+
+def find_target(marker: dict[str, Any], options: ExportOptions, base: Path) -> Path:
+    """Return the folder that an export goes to."""
+    wanted = marker.get("export") or {}
+    return local_path(str(options.output_dir or wanted.get("export_dir") or EXPORT_DIR), base)
+
+
+def recipe(model_dir: Path, marker: dict[str, Any], options: ExportOptions) -> dict[str, Any]:
+    """Return what an export is made of: the same again gives the same model."""
+    values = export_values(model_dir, marker, Path(), options)
+    used = {key: value for key, value in values.items() if key not in ("export_dir", "export_device")}
+    model = Path(str(values["model_name_or_path"]))
+    return {"values": used, "source": stamps(model_dir), "model": stamps(model) if model.is_dir() else None}
+
+
+def stamps(folder: Path) -> dict[str, list[int]]:
+    """Return the size and the time of the last change of each file, without the marker, checkpoints and hidden ones."""
+    names = (path.relative_to(folder) for path in sorted(folder.rglob("*")) if path.is_file())
+    kept = [
+        name for name in names
+        if name.name != MARKER and not any(part.startswith((".", "checkpoint-")) for part in name.parts)
+    ]  # fmt: skip
+    found = {str(name): (folder / name).stat() for name in kept}
+    return {name: [stat.st_size, stat.st_mtime_ns] for name, stat in found.items()}
 
 
 def check_options(options: ExportOptions) -> None:

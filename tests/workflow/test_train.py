@@ -14,6 +14,8 @@ import yaml
 
 from trainkit.errors import TrainerFailed, TrainkitError
 from trainkit.launch.llamafactory import TRAIN_TOGETHER
+from trainkit.runs.store import Run
+from trainkit.workflow.preempt import StopRequest
 from trainkit.workflow.prepare import Settings
 from trainkit.workflow.start import TrainOptions
 from trainkit.workflow.train import TrainResult, train
@@ -828,3 +830,15 @@ def test_an_export_that_would_find_no_place_is_refused_before_the_training(ready
         assert "error: WORK/exported: exists and was not written by trainkit export" in done.err
     assert ready.calls() == []
     assert ready.trainkit("train").code == 0
+
+
+def test_a_request_that_cannot_be_written_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So the trainer gets the signal itself."""
+    request = StopRequest(Run(tmp_path))
+    (tmp_path / "stop").touch()
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("trainkit.workflow.preempt.write_text_atomic", full)
+    assert (request.ask(15), request.number) == (False, None)

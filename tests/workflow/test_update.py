@@ -655,6 +655,7 @@ def test_a_stopped_training_is_gone_on_with(ready: Place, exp: Path, tell: Calla
     finally:
         process.kill()
     assert process.returncode == 143
+    assert "note: SIGTERM: the trainer saves and stops; a second signal stops it at once\n" in err
     assert last_line(err).startswith("error: stopped; the log is ")
     assert "Traceback" not in err
     assert states(exp) == ["prepared"]

@@ -116,6 +116,7 @@ def telling(output: Output, live: Callable[[str], None]) -> Told:
         started=started,
         step=lambda step, begun: live(describe(step, begun)),
         looked=lambda done, total: live(f"looking at the data: {done >> 20:,} of {(total or 0) >> 20:,} MiB"),
+        word=lambda word: output.problems([word]),
     )
 
 

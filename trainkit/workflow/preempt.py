@@ -67,8 +67,11 @@ class StopRequest:
         """Ask the trainer to stop; return whether it can be asked, which it can from its first step on."""
         if not self._file.exists():
             return False
+        try:
+            write_text_atomic(self._file, str(number))
+        except OSError:  # a full disk: nothing could be saved either, so the trainer gets the signal
+            return False
         self.number = number
-        write_text_atomic(self._file, str(number))
         return True
 
     def clear(self) -> Preempted | None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from trainkit.datatypes import Step
+    from trainkit.datatypes import Problem, Step
     from trainkit.runs.store import Run
     from trainkit.workflow.round import PreparedRound
     from trainkit.workflow.start import Monitor, TrainPlan
@@ -48,7 +48,7 @@ class Told:
     Attributes:
         stage: a few words on what is being done.
         prepared: the round, when it is ready to be trained.
-        started, step, looked: as for `trainkit.workflow.train.train`.
+        started, step, looked, word: as for `trainkit.workflow.train.train`.
     """
 
     stage: Callable[[str], None] = ignore
@@ -56,3 +56,4 @@ class Told:
     started: Callable[[TrainPlan, Run], None] = ignore
     step: Callable[[Step, int], None] = ignore
     looked: Callable[[int, int | None], None] = ignore
+    word: Callable[[Problem], None] = ignore

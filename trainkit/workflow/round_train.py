@@ -38,7 +38,7 @@ def train_round(prepared: PreparedRound, options: UpdateOptions, trainer: Traine
     resume = str(prepared.resume) if prepared.resume else "never"
     told.stage("checking the training")
     how = TrainOptions(resume, options.monitor, strict=options.strict)
-    result = train(settings, how, told.started, told.step, told.looked)
+    result = train(settings, how, told.started, told.step, told.looked, told.word)
     save_path, record = prepared.update.save_path, prepared.record
     if failed := [note for note in result.notes if note.where == "train_loss"]:
         refuse(save_path, record, failed[0].message, failed[0].hint or f"its log is {result.run.log_file}")

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
     from pathlib import Path
 
-    from trainkit.datatypes import Problem, Reject
+    from trainkit.datatypes import Problem
     from trainkit.sources.trajectories import IterationFile
 
     OnFile = Callable[[IterationFile, int, int], None]
@@ -77,7 +77,7 @@ class TrajectoriesResult:
     @property
     def left_out(self) -> Counter[str]:
         """Steps that are not meant to be trained on, by reason."""
-        return add_up(Counter(tally.left_out) - tally.rejected for tally in self.tallies)
+        return add_up(Counter(tally.passed_over) for tally in self.tallies)
 
     @property
     def rejected(self) -> Counter[str]:
@@ -190,15 +190,8 @@ def read_files(
 
 def read_file(file: IterationFile, stage: Stage, rejects: RejectFile, side_of: Callable[[bytes], str]) -> Tally:
     """Stage the rows of one iteration, a trajectory on one side as `replay.split_by_trajectory` has it."""
-    tally, num_rejected = Tally(file.number), 0
-
-    def on_reject(reject: Reject) -> None:
-        nonlocal num_rejected
-        if tally.rejected.total() > num_rejected:  # else it is a whole trajectory, which is counted only
-            num_rejected += 1
-            rejects.add(reject)
-
-    for place, row in read_steps(file, tally, on_reject=on_reject):
+    tally = Tally(file.number)
+    for place, row in read_steps(file, tally, on_reject=rejects.add):
         stage.add(side_of(b"%d/%d" % (place.iteration, place.trajectory)), row)
     return tally
 

@@ -88,7 +88,6 @@ def survey(
     *,
     skip_bad: bool = False,
     is_short: IsShort | None = None,
-    on_reject: Callable[[Reject], None] = lambda _: None,
     on_file: Callable[[IterationFile], None] = lambda _: None,
 ) -> Survey:
     """Find the steps that can be trained on; each was tried as a training row, none is held.
@@ -97,7 +96,6 @@ def survey(
         files: the iterations, the oldest first.
         skip_bad: leave out an iteration whose file cannot be read, with a warning.
         is_short: says of answers which are too short to be trained on.
-        on_reject: told of each trajectory and step that cannot be used.
         on_file: told of each file before it is read.
 
     Raises:
@@ -108,7 +106,7 @@ def survey(
         on_file(file)
         tally = Tally(file.number)
         try:
-            table = StepTable.of(place for place, _ in read_steps(file, tally, is_short, on_reject))
+            table = StepTable.of(place for place, _ in read_steps(file, tally, is_short))
         except InputError as error:
             problems.append(skipped(error, skip_bad=skip_bad))
             continue
@@ -142,7 +140,7 @@ def read_steps(
         file: the iteration.
         tally: added to.
         is_short: as for `survey`.
-        on_reject: as for `survey`.
+        on_reject: told of each step that cannot be made a row; whole trajectories are only counted.
         wanted: (trajectory, step) of the rows to make; None makes all of them.
 
     Raises:
@@ -152,7 +150,6 @@ def read_steps(
         tally.trajectories += 1
         if isinstance(found, Reject):
             tally.unusable[found.reason] += 1
-            on_reject(found)
             continue
         places = [place for place in eligible(found, tally.steps) if wanted is None or place[1:3] in wanted]
         for place in long_enough(found, places, tally, is_short):
